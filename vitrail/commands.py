@@ -1,0 +1,380 @@
+"""The verbs of the command line: each reads its arguments, calls one public function, and shows what it returns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+from tyro.conf import FlagCreatePairsOff, Positional, arg
+
+from vitrail import models, recipes
+from vitrail.errors import UserError, did_you_mean
+from vitrail.recipe import Recipe, smoke
+
+Json = Annotated[FlagCreatePairsOff[bool], arg(name="json")]
+Pretrained = Annotated[FlagCreatePairsOff[bool], arg(name="pretrained")]
+Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")]
+OptionalData = Annotated[Positional[str | None], arg(metavar="[DATA]")]
+
+
+def run_command(verb: str, arguments: list[str]) -> None:
+    """Do what the arguments of `vitrail VERB` say. tyro answers --help and wrong flags, naming the nearest (exit 2)."""
+    if verb == "train":
+        train(arguments)
+    else:
+        tyro.cli(COMMANDS[verb], prog=f"vitrail {verb}", args=arguments)
+
+
+# ---------------------------------------------------------------------- train
+
+
+def train(arguments: list[str]) -> None:
+    """`vitrail train`: the flags are the fields of a recipe, and the recipe that they change is one of the flags."""
+    name = _train_arguments(recipes.find_recipe("scratch"), arguments)["recipe"]
+    chosen = _train_arguments(recipes.find_recipe(name), arguments)
+    from vitrail.verbs import train as train_run
+
+    if chosen["resume"]:
+        if chosen["changed"]:
+            raise UserError(f"--resume {chosen['resume']} goes on with that run's own recipe; give no other settings")
+        folder = train_run(resume=chosen["resume"])
+    else:
+        folder = train_run(chosen["config"], out=chosen["out"])
+    final = json.loads((folder / "final.json").read_text(encoding="utf-8"))
+    if chosen["as_json"]:
+        _print_json({"run": str(folder), "report": str(folder / "report.html"), **final})
+    print(
+        f"{final['split']} accuracy {final['top1']:.2%} ({final['n']:,} images)\n"
+        f"run      {folder}\n"
+        f"report   {folder / 'report.html'}\n"
+        f"next     vitrail predict {folder} IMAGE...\n"
+        f"         vitrail explain {folder} IMAGE...\n"
+        f"         vitrail eval {folder}",
+        file=sys.stderr,
+    )
+
+
+def _train_arguments(default: Recipe, arguments: list[str]) -> dict[str, Any]:
+    """What the command line of `train` says, where `default` is the recipe that its flags change."""
+
+    def read(
+        source: OptionalData = None,
+        /,
+        *,
+        recipe: str | None = None,
+        out: str | None = None,
+        resume: str | None = None,
+        smoke_test: Annotated[FlagCreatePairsOff[bool], arg(name="smoke")] = False,
+        as_json: Json = False,
+        config: Annotated[Recipe, arg(name="")] = default,
+    ) -> dict[str, Any]:
+        """Train a model on images; without DATA, on 1,797 real digits, in a minute.
+
+        Args:
+            source: digits, a folder, cifar10 and kin, hf:NAME, a .npz, a .csv, or tar shards.
+            recipe: A published way to train (`vitrail recipes`); the flags below change it. Without: quickstart on
+                digits, scratch on anything else.
+            out: The run folder to make. Without: runs/DATA-MODEL-1.
+            resume: Go on with this run folder instead of starting one.
+            smoke_test: Try the recipe: the same code on 8 images, two steps.
+            as_json: Print one JSON object on standard output and nothing else.
+        """
+        changed = bool(source or recipe or out or smoke_test or config != default)
+        recipe = recipe or ("quickstart" if source in (None, "digits") else "scratch")
+        if source is not None:
+            config = replace(config, data=replace(config.data, source=source))
+        return {
+            "recipe": recipe,
+            "out": out,
+            "resume": resume,
+            "as_json": as_json,
+            "config": smoke(config) if smoke_test else config,
+            "changed": changed,
+        }
+
+    said: dict[str, Any] = tyro.cli(read, prog="vitrail train", args=arguments)
+    return said
+
+
+# ---------------------------------------------------------------------- use a run
+
+
+def evaluate(
+    run: Positional[str],
+    data: OptionalData = None,
+    /,
+    *,
+    split: Literal["train", "val", "test"] | None = None,
+    pretrained: Pretrained = False,
+    as_json: Json = False,
+) -> None:
+    """Score a run on the images held out of its own data, or on DATA.
+
+    Args:
+        run: A run folder, or a model's name.
+        data: Another source with the same classes.
+        split: Which images. Without: test where there is one, else val.
+        pretrained: Use the official weights of a model's name.
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    from vitrail.training.evaluate import evaluate
+
+    result = evaluate(run, data, split=split, pretrained=pretrained)
+    if as_json:
+        _print_json(result)
+        return
+    table = Table("class", "precision", "recall", "F1", "images")
+    for row in result["per_class"]:
+        table.add_row(row["class"], *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), str(row["n"]))
+    console = Console(highlight=False)
+    console.print(table)
+    _print_damaged(result["damaged"])
+    console.print(
+        f"{result['top1']:.2%} of {result['n']:,} {result['split']} images of {result['data']} right "
+        f"(top 5: {result['top5']:.2%}, loss {result['loss']:.4f}; {result['weights']})",
+        markup=False,
+    )
+
+
+def predict(
+    run: Positional[str],
+    images: Images,
+    /,
+    *,
+    top: int = 3,
+    pretrained: Pretrained = False,
+    as_json: Json = False,
+) -> None:
+    """Classes and probabilities of image files.
+
+    Args:
+        run: A run folder, or a model's name.
+        images: Files, folders or patterns.
+        top: How many classes to name for each image.
+        pretrained: Use the official weights of a model's name.
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    from vitrail.run import load
+    from vitrail.training.predict import predict
+
+    opened = load(run, pretrained=pretrained)
+    answers = predict(opened, images, top=top)
+    if as_json:
+        _print_json({"run": run, "weights": opened.weights, "predictions": answers})
+    else:
+        table = Table("file", "class", "probability", "then")
+        for answer in answers:
+            if "error" not in answer:
+                rest = ", ".join(f"{other['class']} {other['probability']:.1%}" for other in answer["top"][1:])
+                table.add_row(answer["file"], answer["class"], f"{answer['probability']:.1%}", rest)
+        Console(highlight=False).print(table)
+        print(f"{run}: {opened.weights}", file=sys.stderr)
+    errors = [answer["error"] for answer in answers if "error" in answer]
+    _print_damaged(errors)
+    if len(errors) == len(answers):
+        raise UserError(f"none of the {len(answers)} files could be read")
+
+
+def explain(
+    run: Positional[str],
+    images: Images,
+    /,
+    *,
+    method: Literal["rollout", "attention", "gradcam"] | None = None,
+    out: str = "explanations",
+    pretrained: Pretrained = False,
+    as_json: Json = False,
+) -> None:
+    """Pictures of what the model looks at: photograph, map, overlay, predicted class.
+
+    Args:
+        run: A run folder, or a model's name.
+        images: Files, folders or patterns.
+        method: Without: rollout where the model has attention, gradcam where it has none.
+        out: The folder for the PNG files.
+        pretrained: Use the official weights of a model's name.
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    from vitrail.data.files import find_images
+    from vitrail.interpretability.explain import explain
+    from vitrail.run import load
+
+    opened = load(run, pretrained=pretrained)
+    results = explain(opened, find_images(images), method=method, out=Path(out))
+    rows = [
+        {
+            "file": str(result.file),
+            "class": result.predicted,
+            "probability": result.probability,
+            "method": result.method,
+            "picture": str(result.picture),
+        }
+        for result in results
+    ]
+    if as_json:
+        _print_json({"run": run, "weights": opened.weights, "explanations": rows})
+    else:
+        for row in rows:
+            print(f"{row['picture']}  {row['class']} {row['probability']:.1%} ({row['method']})")
+        print(f"{run}: {opened.weights}", file=sys.stderr)
+
+
+def export(run: Positional[str], out: Positional[Path], /, *, pretrained: Pretrained = False) -> None:
+    """Write a model to a file that other programs read; it is reloaded and compared before it is kept.
+
+    Args:
+        run: A run folder, or a model's name.
+        out: A file ending in .safetensors, .onnx or .pt2.
+        pretrained: Use the official weights of a model's name.
+    """
+    from vitrail.formats import export
+    from vitrail.run import load
+
+    print(export(load(run, pretrained=pretrained), out))
+
+
+# ---------------------------------------------------------------------- architectures and recipes
+
+
+def list_models(pattern: Positional[str] = "*", /, *, as_json: Json = False) -> None:
+    """Every architecture that matches, with the figures its paper or release prints.
+
+    Args:
+        pattern: Shell wildcards; without one, any name that contains it.
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    rows = models.summaries(pattern)
+    if not rows:
+        raise UserError(f"no model matches '{pattern}'{did_you_mean(pattern, models.list_models())}")
+    if as_json:
+        _print_json({"models": rows})
+        return
+    table = Table("name", "params", "FLOPs", "top-1", "paper")
+    for row in rows:
+        table.add_row(*(row.get(key, "") for key in ("name", "params", "FLOPs", "top-1")), row["paper"])
+    Console(highlight=False).print(table)
+    print(f"{len(rows)} names", file=sys.stderr)
+
+
+def show(name: Positional[str], /, *, as_json: Json = False) -> None:
+    """One architecture: its paper, what differs, its settings, its printed figures, where its weights live.
+
+    Args:
+        name: A name from `vitrail models`, or ./my_file.py:name.
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    about = models.describe(name)
+    if as_json:
+        _print_json(about)
+        return
+    print(about["about"])
+    for key in ("file", "config", "printed", "weights"):
+        print(f"{key:<9}{about[key]}")
+
+
+def list_recipes(*, as_json: Json = False) -> None:
+    """The published ways to train, one line each.
+
+    Args:
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    known = recipes.list_recipes()
+    if as_json:
+        _print_json({"recipes": known})
+        return
+    for name, about in known.items():
+        print(f"{name:<22}{about}")
+
+
+def copy(family: Positional[str], file: Positional[Path], /) -> None:
+    """Copy an architecture's file, to change it and train it.
+
+    Args:
+        family: A file of vitrail/models without its ending, such as vit.
+        file: Where to, such as my_vit.py.
+    """
+    source = models.FOLDER / f"{family}.py"
+    known = sorted(path.stem for path in models.FOLDER.glob("[a-z]*.py"))
+    if family not in known:
+        raise UserError(f"no family '{family}'{did_you_mean(family, known)}; there are {', '.join(known)}")
+    if file.exists():
+        raise UserError(f"{file} exists; name another file")
+    shutil.copyfile(source, file)
+    print(f"{file}: change it, then `vitrail train DATA --model {file}:NAME` with a NAME from its VARIANTS")
+
+
+# ---------------------------------------------------------------------- data
+
+
+def doctor(
+    data: Annotated[Positional[str], arg(metavar="DATA")], /, *, out: Path = Path("doctor.json"), as_json: Json = False
+) -> None:
+    """Scan a set of images for damaged, odd, duplicate and misnamed files, and count its classes.
+
+    Args:
+        data: digits, a folder, cifar10 and kin, hf:NAME, a .npz, a .csv, or tar shards.
+        out: Where the findings are written as JSON.
+        as_json: Print one JSON object on standard output and nothing else.
+    """
+    from vitrail.checkpoint import write_file
+    from vitrail.data.doctor import doctor, print_findings
+
+    findings = doctor(data)
+    write_file(out, json.dumps(findings, ensure_ascii=False, indent=1) + "\n")
+    if as_json:
+        _print_json(findings)
+    else:
+        print_findings(findings, Console(highlight=False))
+    print(f"written to {out}", file=sys.stderr)
+
+
+def show_batch(
+    data: Annotated[Positional[str], arg(metavar="DATA")],
+    /,
+    *,
+    recipe: str | None = None,
+    out: Path = Path("batch.png"),
+) -> None:
+    """A picture of an augmented batch, to see what a model will see.
+
+    Args:
+        data: digits, a folder, cifar10 and kin, hf:NAME, a .npz, a .csv, or tar shards.
+        recipe: Whose augmentation. Without: what `vitrail train DATA` would use.
+        out: The PNG file to write.
+    """
+    from vitrail.data.show import show_batch
+
+    chosen = recipes.find_recipe(recipe or ("quickstart" if data == "digits" else "scratch"))
+    img_size = chosen.data.img_size or models.describe(chosen.model)["config"]["img_size"]
+    print(show_batch(data, out, augment=chosen.augment, img_size=img_size, interpolation=chosen.data.interpolation))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _print_damaged(sentences: list[str]) -> None:
+    for sentence in sentences:
+        print(f"left out: {sentence}", file=sys.stderr)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "eval": evaluate,
+    "predict": predict,
+    "explain": explain,
+    "export": export,
+    "models": list_models,
+    "show": show,
+    "recipes": list_recipes,
+    "doctor": doctor,
+    "show-batch": show_batch,
+    "copy": copy,
+}

@@ -1,0 +1,336 @@
+"""A finished run -> `report.html`: one file that opens anywhere, with no font, script or picture from elsewhere.
+
+Every section is a function from the run's story to a piece of HTML, in the order of the page. What a section needs and
+cannot have (photographs that were moved, a run that was cut off) is said on the page: a report never costs the run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+import vitrail
+from vitrail.checkpoint import write_file
+from vitrail.comparison import cost
+from vitrail.comparison.charts import Curve, confusion_matrix, line_chart
+from vitrail.comparison.page import bar, bullets, cards, definitions, gallery, note, page, section, table
+from vitrail.data.doctor import doctor
+from vitrail.data.sources import Source, open_source
+from vitrail.errors import UserError
+from vitrail.interpretability import draw
+from vitrail.interpretability.explain import Explanation, look
+from vitrail.recipe import Augment
+from vitrail.run import Run, load
+
+LARGEST_MATRIX = 30  # classes that still make a readable picture
+LARGEST_CHECK = 5000  # images that doctor reads within the time a report may take
+RIGHT_SHOWN, WRONG_SHOWN = 6, 12
+TIMED_FLOPS = 20e9  # multiply-adds of the batch that is timed: about a second a pass on two cores
+
+
+class Story(NamedTuple):
+    """What the sections tell of: all that the folder holds, and the data where they are still there."""
+
+    run: Run
+    folder: Path
+    log: list[dict[str, Any]]
+    final: dict[str, Any]
+    source: Source | None
+    gone: str
+    """Why there is no source."""
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` of the run in `folder`, and return its path.
+
+    Raises UserError where `folder` is no run or the page cannot be written. Data that are gone are said on the page.
+    """
+    story = _read(Path(folder))
+    sections = (_headline, _recipe, _curves, _confusion, _classes, _wrong, _right, _cost, _data, _next)
+    body = "\n".join(tell(story) for tell in sections)
+    stamp = f"vitrail {vitrail.__version__} · torch {torch.__version__} · {time.strftime('%Y-%m-%d %H:%M')}"
+    text = page(f"{story.run.recipe.model} on {story.run.recipe.data.source}", body, stamp)
+    path = story.folder / "report.html"
+    write_file(path, text.encode("utf-8", "backslashreplace"))  # file names need not be text
+    return path
+
+
+def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval (95 % by default) of a share measured on `n` images."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _read(folder: Path) -> Story:
+    run = load(folder)
+    run.model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    lines = _text(folder / "log.jsonl").splitlines()
+    final = json.loads(_text(folder / "final.json") or "{}")
+    recipe, source, gone = run.recipe, None, ""
+    try:
+        source = open_source(recipe.data.source, seed=recipe.seed, val_fraction=recipe.data.val_fraction)
+    except (UserError, OSError) as error:
+        gone = f"The images could not be opened again: {error}."
+    return Story(run, folder, [json.loads(line) for line in lines], final, source, gone)
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+# ------------------------------------------------------------------ the sections, from top to bottom
+
+
+def _headline(story: Story) -> str:
+    final, data = story.final, story.run.recipe.data
+    facts = [
+        f"on <b>{escape(data.source)}</b>",
+        f"{len(story.run.classes)} classes",
+        f"{data.img_size} × {data.img_size}",
+    ]
+    for name, split in story.source.splits.items() if story.source else ():
+        facts.append(f"{len(split):,} images to {escape({'train': 'train on'}.get(name, name))}")
+    head = f'<p class="eyebrow">training report</p><h1>{escape(story.run.recipe.model)}</h1>'
+    head += f'<p class="lead">{" · ".join(facts)}</p>'
+    if "top1" not in final:
+        return f"<header>{head}{note('This run has no final scores: it was not finished.')}</header>"
+    n, top1, classes = final["n"], final["top1"], len(final["classes"])
+    low, high = wilson(top1, n)
+    entries = [
+        (f"{top1:.2%}", f"{final['split']} accuracy", f"95% interval {low:.1%} to {high:.1%}"),
+        (f"{round(top1 * n):,} of {n:,}", "images named rightly", f"guessing: {n / classes:,.0f}"),
+        (f"{final['top5']:.2%}", "right class among the first five", ""),
+        (f"{final['loss']:.3f}", "cross-entropy", f"guessing: {math.log(classes):.2f}"),
+    ]
+    return f"<header>{head}{cards([entry for entry in entries if classes > 5 or 'five' not in entry[1]])}</header>"
+
+
+def _recipe(story: Story) -> str:
+    recipe = story.run.recipe
+    optim, schedule = recipe.optim, recipe.schedule
+    average = f"moving average of weights {recipe.ema:g}" if recipe.ema else "no moving average of weights"
+    rows = {
+        "Started from": recipe.initial_checkpoint or ("official weights" if recipe.pretrained else "random weights"),
+        "Length": f"{schedule.epochs} epochs, the first {schedule.warmup_epochs:g} warm-up, then cosine decay",
+        "Optimiser": f"{optim.name}, peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}",
+        "Batch": f"{recipe.data.batch_size} images" + (f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""),
+        "Augmentation": _augmentation(recipe.augment),
+        "Regularisation": f"label smoothing {recipe.label_smoothing:g}, drop path {recipe.drop_path:g}, {average}",
+        "Precision": f"{recipe.precision}, seed {recipe.seed}",
+    }
+    return section("What was trained", definitions(rows) + note("Every setting is in recipe.json beside this page."))
+
+
+def _curves(story: Story) -> str:
+    def points(key: str, factor: float = 1.0) -> list[tuple[float, float]]:
+        return [(line["epoch"], factor * line[key]) for line in story.log if line.get(key) is not None]
+
+    held = story.log[-1].get("split", "val") if story.log else "val"
+    trained, scored = "var(--second)", "var(--accent)"
+    shares = [Curve("train", trained, points("train_top1", 100)), Curve(held, scored, points("val_top1", 100))]
+    losses = [Curve("train", trained, points("train_loss")), Curve(held, scored, points("val_loss"))]
+    rates = [Curve("end of epoch", "var(--third)", points("lr"))]
+    charts = [
+        line_chart("Accuracy", shares, percent=True),
+        line_chart("Loss", losses),
+        line_chart("Learning rate", rates),
+    ]
+    if not any(charts):
+        return section("Training", note("No epoch was finished, so there is nothing to draw."))
+    recipe = story.run.recipe
+    softened = recipe.label_smoothing or recipe.augment.mixup or recipe.augment.cutmix
+    remark = f"Training loss is taken on augmented images with softened labels: it need not fall below that on {held}."
+    return section("Training", f'<div class="charts">{"".join(charts)}</div>{note(remark) if softened else ""}')
+
+
+def _confusion(story: Story) -> str:
+    counts = story.final.get("confusion")
+    if not counts:
+        return ""
+    classes = story.final["classes"]
+    every = range(len(classes))
+    pairs = [
+        (counts[true][said], true, said) for true in every for said in every if true != said and counts[true][said]
+    ]
+    pairs.sort(reverse=True)
+    shown = pairs[:20] if len(classes) > LARGEST_MATRIX else pairs[:8]
+    rows = [[escape(classes[true]), escape(classes[said]), f"{n} of {sum(counts[true])}"] for n, true, said in shown]
+    listed = table(["is", "was called", "images"], rows) if rows else "<p>No image was taken for another class.</p>"
+    if len(classes) > LARGEST_MATRIX:
+        return section("Most confused classes", listed)
+    matrix = f'<div class="scroll">{confusion_matrix(counts, classes)}</div>'
+    return section(
+        "What is taken for what", f'<div class="split">{matrix}<div><h3>Most confused</h3>{listed}</div></div>'
+    )
+
+
+def _classes(story: Story) -> str:
+    lines = story.final.get("per_class")
+    if not lines:
+        return ""
+    rows = [
+        [escape(line["class"]), f"{line['n']:,}", bar(line["precision"]), bar(line["recall"]), bar(line["f1"])]
+        for line in sorted(lines, key=lambda line: line["f1"])
+    ]
+    scores = table(["class, worst first", "images", "precision", "recall", "F1"], rows)
+    if len(rows) > LARGEST_MATRIX:
+        scores = f"<details><summary>all {len(rows)} classes</summary>{scores}</details>"
+    words = (
+        "Precision: of the images called so, the share that is. Recall: of the images that are, the share called so."
+    )
+    return section("Class by class", scores + note(f"{words} F1: their harmonic mean."))
+
+
+def _wrong(story: Story) -> str:
+    title, mistakes = "Most confident mistakes", story.final.get("mistakes")
+    if mistakes is None:
+        return ""
+    if not mistakes:
+        return section(title, "<p>There are none: every image was named rightly.</p>")
+    if story.source is None:
+        lines = [f"{m['file']}: {m['true']}, called {m['predicted']} ({m['probability']:.1%})" for m in mistakes]
+        return section(title, bullets(lines) + note(story.gone))
+    found = list(_looked(story, [(m["index"], m["true"]) for m in mistakes[:WRONG_SHOWN]]))
+    if not found:
+        return section(title, note("None of these images can be read any more."))
+    words = f"Beside each image, where the model looked ({found[0][0].method}), scaled to each map's own range."
+    return section(title, _gallery(found) + note(words))
+
+
+def _right(story: Story) -> str:
+    if story.source is None or "split" not in story.final:
+        return ""
+    labels = story.source.splits[story.final["split"]].labels
+    step = max(1, len(labels) // (2 * RIGHT_SHOWN))
+    tried = [
+        (i, story.source.classes[label]) for i, label in enumerate(labels) if i % step == 0 and isinstance(label, int)
+    ]
+    found = [(one, true) for one, true in _looked(story, tried) if one.predicted == true]
+    return section("Some it gets right", _gallery(found[:RIGHT_SHOWN])) if found else ""
+
+
+def _cost(story: Story) -> str:
+    model, data = story.run.model, story.run.recipe.data
+    assert data.img_size, "the recipe of a run folder is resolved"
+    assert data.in_chans, "the recipe of a run folder is resolved"
+    flops = cost.flops(model, data.img_size, data.in_chans)
+    batch = int(min(64, max(1, TIMED_FLOPS // max(flops, 1))))
+    speed = cost.images_per_second(model, (batch, data.in_chans, data.img_size, data.img_size))
+    device = next(model.parameters()).device.type
+    where = f"{torch.get_num_threads()} CPU threads" if device == "cpu" else device.upper()
+    entries = [
+        (_count(cost.parameters(model)), "parameters", f"{cost.parameters(model):,}"),
+        (_count(flops), "multiply-adds an image", "what papers print as FLOPs"),
+        (f"{speed:,.0f}", "images a second in use", f"{where}, batches of {batch}"),
+    ]
+    rates = [line["images_per_s"] for line in story.log if line.get("images_per_s")]
+    if rates:
+        entries.append(
+            (f"{statistics.median(rates):,.0f}", "images a second in training", "reading and augmenting included")
+        )
+    return section("What it costs", cards(entries))
+
+
+def _data(story: Story) -> str:
+    damaged = json.loads(_text(story.folder / "damaged.json") or "[]")
+    body = ""
+    if damaged:
+        body += f"<p>{len(damaged)} damaged images were left out of training and scores:</p>{bullets(damaged[:50])}"
+        body += note(f"and {len(damaged) - 50} more, in damaged.json") if len(damaged) > 50 else ""
+    elif story.log:
+        body += "<p>No damaged image was met in training.</p>"
+    if story.source is None:
+        return section("What doctor found", body + note(story.gone))
+    body += bullets(story.source.notes) if story.source.notes else ""
+    name, images = story.run.recipe.data.source, sum(len(split) for split in story.source.splits.values())
+    if images > LARGEST_CHECK:
+        remark = f"{images:,} images are too many to check here; run: vitrail doctor {shlex.quote(name)}"
+        return section("What doctor found", body + note(remark))
+    return section("What doctor found", body + _examined(doctor(name)))
+
+
+def _next(story: Story) -> str:
+    run = shlex.quote(str(story.folder))
+    commands = {
+        f"vitrail predict {run} IMAGE...": "name new images",
+        f"vitrail explain {run} IMAGE... --out maps": "see what the model looks at",
+        f"vitrail eval {run} DATA": "score it on other images",
+        f"vitrail export {run} model.onnx": "take it elsewhere (.safetensors, .onnx, .pt2)",
+        f"vitrail train --resume {run}": "go on, where training was cut off",
+    }
+    if story.final:
+        del commands[f"vitrail train --resume {run}"]
+    width = max(map(len, commands))
+    lines = "\n".join(f"{escape(command):<{width}}   <i># {escape(why)}</i>" for command, why in commands.items())
+    return section("How to go on", f"<pre>{lines}</pre>")
+
+
+# ------------------------------------------------------------------ parts of sections
+
+
+def _looked(story: Story, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[Explanation, str]]:
+    """Each image (index in the scored split, true class) explained; those that cannot be read any more are left out."""
+    assert story.source is not None
+    split = story.source.splits[story.final["split"]]
+    for index, true in wanted:
+        try:
+            pixels = split.read(index)
+        except (UserError, OSError):
+            continue
+        yield look(story.run, pixels, split.name(index)), true
+
+
+def _gallery(found: Sequence[tuple[Explanation, str]]) -> str:
+    figures = []
+    for one, true in found:
+        picture, heat = draw.legible(one.image, one.map)
+        said = f"{escape(one.predicted)} {one.probability:.1%}"
+        verdict = f'<span class="right">{said}</span>'
+        if one.predicted != true:
+            verdict = f'called <span class="wrong">{said}</span>, is <b>{escape(true)}</b>'
+        pictures = [draw.thumbnail(picture), draw.thumbnail(draw.overlay(picture, heat))]
+        figures.append((pictures, f"{verdict}<br><small>{escape(one.file)}</small>"))
+    return gallery(figures)
+
+
+def _examined(found: dict[str, Any]) -> str:
+    return definitions({key.replace("_", " "): _plain(value) for key, value in found.items()})
+
+
+def _augmentation(augment: Augment) -> str:
+    crops = {
+        "resized": f"random crop of {_plain(augment.crop_scale)} of the area",
+        "padded": f"random shift, at most {augment.crop_padding} px",
+        "none": "no random crop",
+    }
+    parts = [crops[augment.crop]]
+    if augment.rand_augment:
+        parts.append(f"RandAugment {augment.rand_augment} x magnitude {augment.rand_augment_magnitude}")
+    for name in ("flip", "rotate", "color_jitter", "erasing", "mixup", "cutmix"):
+        if value := getattr(augment, name):
+            parts.append(f"{name.replace('_', ' ')} {value:g}")
+    return ", ".join(parts)
+
+
+def _plain(value: Any) -> str:
+    """A setting as people write it."""
+    if isinstance(value, list | tuple):
+        return " to ".join(_plain(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _count(number: int) -> str:
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g} {unit}"
+    return str(number)

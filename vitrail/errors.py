@@ -1,0 +1,24 @@
+"""What a user is told when something is wrong: one sentence that says what, where and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake the user can mend. The command line prints its one sentence, without a traceback, and exits with 1."""
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has saved itself. The process exits with 128 + `signum` (130, 143)."""
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The nearest of `names` as the end of a sentence (``; did you mean 'vit_tiny_patch16_224'?``), or nothing."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""

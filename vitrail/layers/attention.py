@@ -1,0 +1,146 @@
+"""Softmax attention: the one place where it is computed, where its kernel is chosen and where it is observed.
+
+    with record(model) as maps:      # maps["blocks.3.attn"]: (B, h, N, N)
+        model(images)
+
+Nobody watching: PyTorch's fused kernel, no weights in memory. Somebody watching: the same product with the weights
+made explicit, differentiable, so that relevance methods work. A *probe* is a function `(site, weights) -> weights`; it
+may look (as `record` does) or change (an ablation zeroes a head). The list of probes is the only module-level state
+of the library: filled by a `with`, emptied by it.
+
+Shapes    B batch, h heads, N queries, M keys, d head width; leading dimensions may be any, so papers that attend in
+          windows, rows or neighbourhoods fold them into B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Probe = Callable[[nn.Module, Tensor], Tensor]
+_probes: list[Probe] = []
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    site: nn.Module,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T * scale + bias) v: (..., h, N, d), (..., h, M, d), (..., h, M, e) -> (..., h, N, e).
+
+    `site` is the calling module: its name in the model is the name of its map, and it attends once a pass. `bias` is
+    added to the logits (float) or masks them where False (bool), broadcast over leading dimensions. `scale` is
+    d ** -0.5 unless given. `dropout` drops weights while `site` trains.
+    """
+    dropout = dropout if site.training else 0.0
+    if not _probes:
+        if bias is not None and bias.dtype != torch.bool:
+            bias = bias.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
+    weights = observe(site, attention_weights(q, k, bias=bias, scale=scale))
+    return F.dropout(weights, dropout).to(v.dtype) @ v
+
+
+def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None = None, scale: float | None = None) -> Tensor:
+    """softmax(q k^T * scale + bias), at least in float32: (..., h, N, d), (..., h, M, d) -> (..., h, N, M).
+
+    For papers that change the weights before they are applied: they call this, change them, `observe` and multiply.
+    """
+    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    # bf16 weights sum to 1 only within 2e-3, and what is observed is meant to be measured
+    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+    if bias is not None:
+        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+    return logits.softmax(dim=-1)
+
+
+def observe(site: nn.Module, weights: Tensor) -> Tensor:
+    """Show `weights` (..., h, N, M) of `site` to every probe and return them as the probes leave them."""
+    for probe in _probes:
+        weights = probe(site, weights)
+    return weights
+
+
+@contextmanager
+def probing(probe: Probe) -> Iterator[None]:
+    """Let `probe` see, and change, every attention computed inside the `with`."""
+    _probes.append(probe)
+    try:
+        yield
+    finally:
+        _probes.remove(probe)
+
+
+@contextmanager
+def record(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect the attention of every pass inside the `with`, by the name of the module: a dict that the pass fills.
+
+    Each map is (B, h, N, M), its rows sum to 1, and it is part of the graph: gradients reach it, and a later pass
+    overwrites it. The logits are those of an unwatched pass up to rounding. Other models are not recorded. In train
+    mode maps are taken before attention dropout.
+    """
+    model = getattr(model, "_orig_mod", model)  # torch.compile wraps; the sites belong to what it wraps
+    names = {module: name for name, module in model.named_modules()}
+    maps: dict[str, Tensor] = {}
+
+    def keep(site: nn.Module, weights: Tensor) -> Tensor:
+        if site in names:
+            maps[names[site]] = weights
+        return weights
+
+    with probing(keep):
+        yield maps
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al., 2017, arXiv 1706.03762), queries, keys and values from one matrix.
+
+    (B, N, D) -> (B, N, D) with D = dim, h = num_heads, d = D / h. `drop` acts on the output.
+    """
+
+    def __init__(self, dim: int, num_heads: int, drop: float = 0.0):
+        super().__init__()
+        if dim % num_heads:
+            raise ValueError(f"width {dim} is not divisible by {num_heads} heads")
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, d)
+        x = attend(q, k, v, site=self)
+        return self.proj_drop(self.proj(x.transpose(1, 2).flatten(2)))
+
+
+class AttentionPool(nn.Module):
+    """MAP, multi-head attention pooling: one learned query reads all tokens (Zhai et al., 2021, arXiv 2106.04560).
+
+    (B, N, D) -> (B, D). A residual MLP follows; its query is learned, so it has no residual of its own.
+    """
+
+    def __init__(self, dim: int, num_heads: int, mlp: nn.Module):
+        super().__init__()
+        self.num_heads = num_heads
+        self.latent = nn.Parameter(torch.empty(1, 1, dim))
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim, dim * 2)
+        self.proj = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = mlp
+        nn.init.trunc_normal_(self.latent, std=dim**-0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(self.latent.expand(len(x), -1, -1)).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(-1, (2, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, h, N, d)
+        x = self.proj(attend(q, k, v, site=self).transpose(1, 2).flatten(2))  # (B, 1, D)
+        return (x + self.mlp(self.norm(x)))[:, 0]

@@ -1,0 +1,88 @@
+"""The plain transformer block and its parts, as ViT, DeiT and their descendants share them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between, on each token: (..., D) -> (..., D)."""
+
+    def __init__(self, dim: int, hidden: int, drop: float = 0.0):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al., 2016, arXiv 1603.09382): drop a residual branch for a sample, while training.
+
+    What is kept is scaled by 1 / (1 - rate), so the expectation is unchanged.
+    """
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * (mask / keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class LayerScale(nn.Module):
+    """A learned factor a channel, near 0 at first (CaiT, Touvron et al., 2021, arXiv 2103.17239)."""
+
+    def __init__(self, dim: int, init: float):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """x + drop_path(ls1(attn(norm1(x)))), then the same with the MLP: (B, N, D) -> (B, N, D).
+
+    `attn` and `mlp` are passed in; a paper that scales its branches replaces `ls1` and `ls2`.
+    """
+
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attn
+        self.ls1: nn.Module = nn.Identity()
+        self.drop_path1 = DropPath(drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = mlp
+        self.ls2: nn.Module = nn.Identity()
+        self.drop_path2 = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+def drop_path_rates(largest: float, depth: int) -> list[float]:
+    """Stochastic depth's linear rule: 0 for the first block, `largest` for the last."""
+    return [largest * i / max(depth - 1, 1) for i in range(depth)]
+
+
+def init_truncated_normal(model: nn.Module) -> None:
+    """Linear weights from a normal of deviation 0.02 cut at 2, biases 0: the initialisation of ViT in PyTorch."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,1 @@
+"""Batch to trained model: the loop, the optimiser, evaluation, prediction."""

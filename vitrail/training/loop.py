@@ -1,0 +1,300 @@
+"""The one training loop. `fit` starts a run, `resume` goes on with one; both leave a finished run folder.
+
+Everything random is a pure function: weights of the seed, sample order of (seed, epoch), augmentation of (seed, epoch,
+index), mixing, dropout and stochastic depth of (seed, step). A checkpoint therefore holds no random state, and on a
+CPU a killed and resumed run equals the uninterrupted one bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vitrail import checkpoint
+from vitrail.data.augment import train_transform
+from vitrail.data.loader import Batch, Loader, hash_seed
+from vitrail.data.sources import Source
+from vitrail.errors import Interrupted, UserError
+from vitrail.recipe import Recipe
+from vitrail.run import (
+    Run,
+    best_device,
+    build,
+    normalisation,
+    open_data,
+    preprocessing,
+    read_recipe,
+    save_weights,
+    start,
+    weights_to_share,
+)
+from vitrail.training.evaluate import evaluate, score
+from vitrail.training.interrupt import Stop, stop_signals
+from vitrail.training.log import Log, Record
+from vitrail.training.optim import learning_rate, moving_average, optimizer, scaled_for_batch
+from vitrail.training.progress import Display
+from vitrail.training.tasks.classify import Classify
+
+MOST_DAMAGED = 0.05
+logger = logging.getLogger("vitrail")
+
+
+def fit(recipe: Recipe, out: Path) -> Path:
+    """Train `recipe` into the new run folder `out` and return it.
+
+    Raises UserError for anything the user can mend (before `out` is made where possible, at the step where a loss is
+    not finite), and Interrupted after Ctrl-C or SIGTERM, with a checkpoint written.
+    """
+    if (out / "recipe.json").exists():
+        start(out, recipe, [])  # says that the folder is taken, before the data is read
+    source = open_data(recipe)
+    recipe = resolve(recipe, source)
+    trainer = Trainer(recipe, out, source)
+    start(out, recipe, source.classes)
+    return trainer.train(None)
+
+
+def resume(out: Path) -> Path:
+    """Go on with the run in `out` from its last whole checkpoint; a finished run is returned as it is."""
+    recipe, classes = read_recipe(out)
+    if (out / "final.json").exists():
+        logger.warning("%s is finished; nothing is left to train", out)
+        return out
+    source = open_data(recipe)
+    if source.classes != classes:
+        raise UserError(f"{recipe.data.source} no longer has the classes that {out} was started with; restore the data")
+    return Trainer(recipe, out, source).train(checkpoint.load(out / "checkpoints"))
+
+
+def resolve(recipe: Recipe, source: Source) -> Recipe:
+    """The recipe with nothing left open: image size, channels, mean and std, learning rate for its batch size."""
+    if source.multi_label:
+        raise UserError(
+            f"{recipe.data.source} has several labels an image, and this loss trains one; give one label each"
+        )
+    model = recipe.model
+    if ":" in model:  # a file of one's own is found again from any folder
+        path, _, name = model.rpartition(":")
+        model = f"{Path(path).resolve()}:{name}"
+    in_chans = recipe.data.in_chans or source.in_chans
+    mean, std = normalisation(recipe, in_chans)
+    with torch.device("meta"):
+        default = replace(recipe, model=model, pretrained=False, initial_checkpoint="")
+        config = build(default, len(source.classes)).config  # names a wrong model or size before anything is written
+    data = replace(recipe.data, img_size=config.img_size, in_chans=in_chans, mean=mean, std=std)  # type: ignore[union-attr]
+    return scaled_for_batch(replace(recipe, model=model, data=data))
+
+
+class Trainer:
+    """A run in memory: model, optimiser, moving average and where it stands."""
+
+    def __init__(self, recipe: Recipe, out: Path, source: Source):
+        data = recipe.data
+        assert data.img_size, "the recipe is not resolved"
+        assert data.mean, "the recipe is not resolved"
+        assert data.std, "the recipe is not resolved"
+        self.recipe, self.out, self.source = recipe, out, source
+        self.device = best_device()
+        self.task = Classify(recipe, len(source.classes))
+        self.split = "val" if "val" in source.splits else "test"
+        train, held_out = source.splits["train"], source.splits[self.split]
+        transform = train_transform(
+            recipe.augment, img_size=data.img_size, mean=data.mean, std=data.std, interpolation=data.interpolation
+        )
+        common = {"batch_size": data.batch_size, "workers": data.workers, "seed": recipe.seed}
+        enough = len(train) >= data.batch_size  # a set smaller than one batch is that batch
+        self.loader = Loader(
+            train, transform, shuffle=True, drop_last=enough, num_classes=len(source.classes), **common
+        )
+        self.watched = Loader(held_out, preprocessing(data), shuffle=False, num_classes=len(source.classes), **common)
+        self.model = build(recipe, len(source.classes)).to(self.device)
+        self.compiled = torch.compile(self.model) if recipe.compile else self.model
+        self.optimizer = optimizer(self.model, recipe.optim)
+        self.ema = moving_average(self.model, recipe.ema) if recipe.ema else None
+        self.epoch, self.step, self.history = 0, 0, []  # type: tuple[int, int, list[Record]]
+        self.losses = torch.zeros(2, dtype=torch.float64)  # of this epoch: sum over images, images
+        self.damaged: set[str] = set()
+
+    # ------------------------------------------------------------------ the state that resumes
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides what comes next."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict() if self.ema else None,
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
+            "history": self.history,
+            "damaged": sorted(self.damaged),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.ema:
+            self.ema.load_state_dict(state["ema"])
+        self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
+        self.losses, self.damaged = state["losses"], set(state["damaged"])
+
+    def save(self) -> Path:
+        """Write a checkpoint."""
+        self.saved = time.monotonic()
+        return checkpoint.save(self.out / "checkpoints", self.step, self.state())
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self, state: dict[str, Any] | None) -> Path:
+        """From the state of a checkpoint, or from the start, to a finished run folder."""
+        if state is not None:
+            self.restore(state)
+        epochs, steps = self.recipe.schedule.epochs, len(self.loader)
+        log = Log(self.out, self.recipe, self.history)
+        self.saved = time.monotonic()
+        with stop_signals() as stop, Display(epochs, epochs * steps, self.step) as display, contextlib.closing(log):
+            self.announce(display, state is not None)
+            while self.epoch < epochs:
+                self.train_epoch(stop, display)
+                record = self.finish_epoch()
+                log.write(record)
+                display.epoch(record)
+                self.save()
+                self.stop_if_asked(stop)
+            display.say(f"scoring the {self.source.name} images held out")
+            self.finish()
+        return self.out
+
+    def announce(self, display: Display, resumed: bool) -> None:
+        """What is about to be trained, in a few lines."""
+        recipe, split = self.recipe, self.source.splits
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        held_out = ", ".join(f"{len(split[name]):,} to {name}" for name in ("val", "test") if name in split)
+        display.say(
+            f"{recipe.model} ({parameters:,} parameters) on {self.source.name}: {len(split['train']):,} images to train, "
+            f"{held_out}, {len(self.source.classes)} classes"
+        )
+        for note in self.source.notes:
+            display.say(note)
+        display.say(
+            f"batch {recipe.data.batch_size}, {recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
+            f"{recipe.schedule.epochs} epochs, seed {recipe.seed}, {self.device}, into {self.out}"
+            + (f", resumed at step {self.step}" if resumed else "")
+        )
+
+    def train_epoch(self, stop: Stop, display: Display) -> None:
+        """From where the epoch stands to its end."""
+        self.model.train()
+        self.compiled.train()
+        start = self.step - self.epoch * len(self.loader)
+        began, seen = time.monotonic(), 0
+        for batch in self.loader.epoch(self.epoch, start):
+            self.note_damaged(batch)
+            if len(batch.images):
+                loss = self.train_step(batch)
+                self.losses += torch.tensor([loss * len(batch.images), len(batch.images)], dtype=torch.float64)
+                seen += len(batch.images)
+                self.images_per_s = seen / (time.monotonic() - began)
+                display.step(self.epoch, loss, self.images_per_s)
+            self.step += 1
+            self.stop_if_asked(stop)
+            if time.monotonic() - self.saved > 60 * self.recipe.checkpoint_minutes:
+                self.save()
+
+    def train_step(self, batch: Batch) -> float:
+        """One update from one batch, in micro-batches where the recipe accumulates. Returns the mean loss.
+
+        Raises UserError before the update where loss or gradient is not finite.
+        """
+        recipe = self.recipe
+        torch.manual_seed(hash_seed(recipe.seed, self.step))
+        lr = learning_rate(self.step, len(self.loader), recipe.optim.lr, recipe.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        images, targets = self.task.prepare(batch.images.to(self.device), batch.labels.to(self.device))
+        total = torch.zeros((), device=self.device)
+        parts = zip(images.chunk(recipe.optim.accumulate), targets.chunk(recipe.optim.accumulate), strict=True)
+        for part, target in parts:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
+                loss = self.task.loss(self.compiled, part, target) * (len(part) / len(images))
+            loss.backward()
+            total += loss.detach()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip_grad or math.inf)
+        self.refuse_divergence(float(total), float(norm))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ema:
+            self.ema.update_parameters(self.model)
+        return float(total)
+
+    def finish_epoch(self) -> Record:
+        """Score the held-out images and close the epoch's books."""
+        self.epoch += 1
+        scored = score(self.averaged(), self.watched, self.device)
+        self.damaged.update(scored.damaged)
+        record: Record = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "train_loss": float(self.losses[0] / self.losses[1]) if self.losses[1] else math.nan,
+            "split": self.split,
+            "val_loss": scored.loss(),
+            "val_top1": scored.top(1),
+            "images_per_s": round(getattr(self, "images_per_s", 0.0), 1),
+            "damaged": len(self.damaged),
+        }
+        self.losses.zero_()
+        self.history.append(record)
+        return record
+
+    def finish(self) -> None:
+        """Write the weights, then the final scores: a run is finished when `final.json` exists."""
+        ema = self.ema.state_dict() if self.ema else None
+        save_weights(self.out, weights_to_share(self.model.state_dict(), ema))
+        run = Run(self.averaged().eval(), self.recipe, self.source.classes, f"trained in {self.out}", self.out)
+        final = evaluate(run, source=self.source)
+        checkpoint.write_file(self.out / "final.json", json.dumps(final, ensure_ascii=False, indent=1) + "\n")
+        (self.out / "damaged.json").write_text(json.dumps(sorted(self.damaged), ensure_ascii=False, indent=1) + "\n")
+
+    def averaged(self) -> nn.Module:
+        """The model that is evaluated: the moving average where there is one."""
+        return self.ema.module if self.ema else self.model
+
+    # ------------------------------------------------------------------ what can go wrong
+
+    def note_damaged(self, batch: Batch) -> None:
+        """Name each damaged file once; above 5 % of the training images, stop."""
+        for name in batch.damaged:
+            if name not in self.damaged:
+                self.damaged.add(name)
+                logger.warning("left out: %s", name)
+        most = MOST_DAMAGED * len(self.source.splits["train"])
+        if len(self.damaged) > max(most, 1):
+            raise UserError(
+                f"{len(self.damaged)} of {len(self.source.splits['train'])} images of {self.source.name} are damaged, "
+                f"more than {MOST_DAMAGED:.0%}; `vitrail doctor {self.source.name}` lists them all"
+            )
+
+    def refuse_divergence(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss) and math.isfinite(norm):
+            return
+        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {norm}"
+        raise UserError(
+            f"{what} at step {self.step} (epoch {self.epoch + 1}), and the run stopped before that update; "
+            f"try a lower --optim.lr than {self.recipe.optim.lr:g}, or --optim.clip-grad 1"
+        )
+
+    def stop_if_asked(self, stop: Stop) -> None:
+        if stop.signum is not None:
+            path = self.save()
+            raise Interrupted(stop.signum, f"stopped at step {self.step}, saved {path}; --resume {self.out} goes on")

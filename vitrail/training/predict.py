@@ -1,0 +1,56 @@
+"""What a model says of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vitrail.data.files import find_images
+from vitrail.data.read import ImageError, read_image
+from vitrail.run import Run, best_device, load, preprocessing
+
+
+@torch.no_grad()
+def predict(
+    run: str | Path | Run,
+    images: str | Path | Iterable[str | Path],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    pretrained: bool = False,
+) -> list[dict[str, Any]]:
+    """Classify image files (folders and globs too) with a run or a model's name, in the order they are found.
+
+    Returns a dict an image: file, class, probability, top (the `top` likeliest classes with their probabilities); for
+    a file that cannot be read, file and error instead: the others are not lost. Raises UserError where a name leads
+    to no image.
+    """
+    run = load(run, pretrained=pretrained)
+    files = find_images([images] if isinstance(images, str | Path) else images)
+    transform = preprocessing(run.recipe.data)
+    device = best_device()
+    model = run.model.to(device)
+    answers: list[dict[str, Any]] = []
+    for start in range(0, len(files), batch_size):
+        chunk: list[dict[str, Any]] = [{"file": str(file)} for file in files[start : start + batch_size]]
+        tensors = []
+        for answer in chunk:
+            try:
+                tensors.append(transform(read_image(answer["file"])))
+            except ImageError as error:
+                answer["error"] = str(error)
+        if tensors:
+            probabilities = model(torch.stack(tensors).to(device)).float().softmax(dim=1).cpu()
+            readable = [answer for answer in chunk if "error" not in answer]
+            for answer, row in zip(readable, probabilities, strict=True):
+                best = row.topk(min(top, len(row)))
+                ranked = [
+                    {"class": run.classes[k], "probability": p}
+                    for k, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                ]
+                answer.update(ranked[0], top=ranked)
+        answers += chunk
+    return answers

@@ -1,0 +1,57 @@
+"""What one sees while a run trains, on standard error: a live bar in a terminal, a line an epoch elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Display:
+    """A bar over all steps of the run, with epoch, loss, rate and time left; a line for each finished epoch."""
+
+    def __init__(self, epochs: int, steps: int, done: int):
+        self.console = Console(stderr=True, highlight=False)
+        self.epochs = epochs
+        self.bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task(
+            "", total=steps, completed=done, epoch=0, epochs=epochs, loss=float("nan"), rate=0.0
+        )
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def step(self, epoch: int, loss: float, rate: float) -> None:
+        """One update done; `epoch` counts from 0, `rate` is images a second."""
+        self.bar.update(self.task, advance=1, epoch=epoch + 1, loss=loss, rate=rate)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """The line of a finished epoch, from its record in the log."""
+        self.say(
+            f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  "
+            f"{record['split']} loss {record['val_loss']:.4f}  accuracy {record['val_top1']:.2%}  "
+            f"{record['images_per_s']:,.0f} images/s"
+        )

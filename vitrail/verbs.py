@@ -1,0 +1,37 @@
+"""The one public verb that needs two floors: train a run, then write its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vitrail.comparison.report import write_report
+from vitrail.errors import UserError
+from vitrail.recipe import Recipe
+from vitrail.training import loop
+
+
+def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume: str | Path | None = None) -> Path:
+    """Train `recipe` into the run folder `out` (runs/<data>-<model>-<n> unless given), or go on with the run `resume`.
+
+    Returns the folder of the finished run: model.safetensors, classes.json, recipe.json, log.jsonl, report.html.
+    Raises UserError for what the user can mend, errors.Interrupted after Ctrl-C or SIGTERM.
+    """
+    if (recipe is None) == (resume is None):
+        raise UserError("give either a recipe to start with or a run to resume")
+    if resume is not None:
+        folder = loop.resume(Path(resume))
+    else:
+        assert recipe is not None
+        folder = loop.fit(recipe, Path(out) if out else _fresh(recipe))
+    write_report(folder)
+    return folder
+
+
+def _fresh(recipe: Recipe) -> Path:
+    """A run folder that does not exist yet."""
+    data = Path(recipe.data.source.removeprefix("hf:")).stem.strip("{}*") or "data"
+    model = recipe.model.rpartition(":")[2]
+    number = 1
+    while (folder := Path("runs") / f"{data}-{model}-{number}").exists():
+        number += 1
+    return folder

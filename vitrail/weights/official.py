@@ -1,0 +1,47 @@
+"""The table of official weights, `models/weights.toml`: which repository, which licence, which preprocessing."""
+
+from __future__ import annotations
+
+import functools
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).parent.parent / "models" / "weights.toml"
+
+
+@dataclass(frozen=True)
+class Official:
+    """Official weights of one model, and the preprocessing they were evaluated with.
+
+    Either `repo` (Hugging Face hub) or `torchvision` (an entry of torchvision's weights) says where they are.
+    `num_classes` is 0 where no classifier is published.
+    """
+
+    licence: str
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    num_classes: int
+    repo: str | None = None
+    torchvision: str | None = None
+
+    @property
+    def source(self) -> str:
+        """The repository or entry, in words for a message."""
+        return self.repo or f"torchvision's {self.torchvision}"
+
+
+def official(name: str) -> Official | None:
+    """The official weights of model `name`, or None where there are none."""
+    row = table().get(name)
+    return Official(**row) if row else None
+
+
+@functools.cache
+def table() -> dict[str, dict[str, Any]]:
+    """Every row, by model name: the fields of `Official`."""
+    rows = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return {name: row | {"mean": tuple(row["mean"]), "std": tuple(row["std"])} for name, row in rows.items()}
