@@ -120,7 +120,7 @@ def test_the_same_random_numbers_give_the_same_image_also_after_pickling() -> No
     results = []
     for each in (transform, transform, pickle.loads(pickle.dumps(transform))):
         torch.manual_seed(3)
-        np.random.seed(len(results))  # noqa: NPY002  (must not matter)
+        np.random.seed(len(results))
         results.append(each(picture(3, 40, 30)))
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
@@ -136,7 +136,7 @@ def test_channels() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [dict(flip=1.5), dict(crop_scale=(0.5, 0.2)), dict(rand_augment=1, rand_augment_magnitude=11), dict(rotate=-1.0)],
+    [{"flip": 1.5}, {"crop_scale": (0.5, 0.2)}, {"rand_augment": 1, "rand_augment_magnitude": 11}, {"rotate": -1.0}],
 )
 def test_values_that_make_no_sense(change: dict) -> None:
     with pytest.raises(UserError, match="augment"):
@@ -161,10 +161,10 @@ def test_the_same_lambda_and_box_give_timms_batch(mixup: float, cutmix: float, m
     import vitrail.data.mix as ours
 
     lam, box = 0.75, (3, 11, 0, 8)
-    monkeypatch.setattr(ours, "_draw_lambda", lambda alpha: lam)
-    monkeypatch.setattr(ours, "draw_box", lambda height, width, lam: (box, 1 - 64 / 256))
-    monkeypatch.setattr(np.random, "beta", lambda a, b: lam)
-    monkeypatch.setattr(timms, "cutmix_bbox_and_lam", lambda *args, **kwargs: (box, 1 - 64 / 256))
+    monkeypatch.setattr(ours, "_draw_lambda", lambda _: lam)
+    monkeypatch.setattr(ours, "draw_box", lambda *_: (box, 1 - 64 / 256))
+    monkeypatch.setattr(np.random, "beta", lambda *_: lam)
+    monkeypatch.setattr(timms, "cutmix_bbox_and_lam", lambda *_, **__: (box, 1 - 64 / 256))
     images, labels = torch.randn(6, 3, 16, 16), torch.tensor([0, 1, 2, 3, 1, 1])
     before = images.clone()
     mixed, targets = mix(images, labels, num_classes=4, mixup=mixup, cutmix=cutmix, smoothing=0.1)

@@ -32,7 +32,7 @@ def split_of(count: int) -> Split:
 
 
 def loader(split: Split, **changes: object) -> Loader:
-    options: dict = dict(transform=RANDOM, batch_size=5, seed=7, shuffle=True, workers=0, num_classes=3)
+    options: dict = {"transform": RANDOM, "batch_size": 5, "seed": 7, "shuffle": True, "workers": 0, "num_classes": 3}
     return Loader(split, **{**options, **changes})
 
 
@@ -150,9 +150,8 @@ def test_several_labels_become_multi_hot() -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_mistake_of_the_user_arrives_as_its_sentence(workers: int) -> None:
     split = ArraySplit(np.zeros((3, 8, 8, 4), np.uint8), [0, 1, 2], "x")
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"^an image has 4 channels and the model takes 1; set in_chans$"):
         list(loader(split, workers=workers).epoch(0))
-    assert str(caught.value) == "an image has 4 channels and the model takes 1; set in_chans"
 
 
 @settings(deadline=None, max_examples=25)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from vitrail.comparison import charts, cost
+from vitrail.comparison.checkup import checkup
 from vitrail.comparison.report import wilson, write_report
 from vitrail.errors import UserError
 from vitrail.layers.attention import attend
@@ -223,6 +224,38 @@ def test_nothing_comes_from_elsewhere(page):
 
 def test_damaged_files_are_named(page):
     assert f"train/{EVIL}.png" in Reader(page).words
+
+
+def test_what_doctor_found_is_told(page):
+    words = Reader(page).words
+    assert "all of 30 images" in words
+    assert "30 PNG" in words
+    assert "What doctor found" in words
+
+
+def test_every_finding_of_doctor_has_its_line():
+    size = {"min": 3, "median": 4, "max": 9}
+    one = {"split": "train", "file": EVIL}
+    found = {
+        "splits": {"train": {"images": 9, "readable": 8, "per_class": {"a": 9}}},
+        "imbalance": 2.5,
+        "problems": ["too few"],
+        "damaged": [{**one, "reason": "truncated"}] * 20,
+        "formats": {"PNG": 8},
+        "modes": {"RGB": 8},
+        "odd_modes": [{**one, "mode": "CMYK"}],
+        "misnamed": [{**one, "content": "JPEG"}],
+        "turned": [one],
+        "sizes": {"width": size, "height": size, "small": [{**one, "size": [3, 4]}], "long": []},
+        "duplicates": {"groups": 1, "surplus": 2, "across_splits": 1, "unlike_labels": 1, "listed": [[one, one, one]]},
+    }
+    text = checkup(found)
+    words = Reader(text).words
+    for said in ["8 of 9 images", "3 to 9 (median 4) wide", "2.5 times", "makes the score too good", "3 x 4", "CMYK"]:
+        assert said in words
+    assert "and 8 more" in words
+    assert "Very long" not in words
+    assert "<img" not in text
 
 
 def test_data_that_are_gone_are_said(finished, tmp_path):

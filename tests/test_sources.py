@@ -45,6 +45,10 @@ def names(source: Source, split: str) -> list[str]:
     return [source.splits[split].name(i) for i in range(len(source.splits[split]))]
 
 
+def named_labels(source: Source, split: str) -> list[tuple[str, int]]:
+    return list(zip(names(source, split), source.splits[split].labels, strict=True))  # type: ignore[arg-type]
+
+
 def refusal(text: str | Path) -> str:
     with pytest.raises(UserError) as caught:
         open_source(text)
@@ -78,7 +82,7 @@ def test_folder_without_split_is_split_by_class_and_seed(tmp_path: Path) -> None
     )
     assert names(open_source(root), "val") == names(source, "val")
     assert names(open_source(root, seed=1), "val") != names(source, "val")
-    assert all(source.classes[label] in name for name, label in zip(names(source, "val"), source.splits["val"].labels))
+    assert all(source.classes[label] in name for name, label in named_labels(source, "val"))
     assert source.splits["train"].read(0).shape == (3, 10, 12)
 
 
@@ -103,7 +107,8 @@ def test_folder_refusals(tmp_path: Path) -> None:
     assert "has no class folders" in refusal(folder(tmp_path / "bare", {"": 0}))
     assert "pictures but no class folders" in refusal(folder(tmp_path / "loose", {"": 2}))
     assert "'empty'" in refusal(folder(tmp_path / "hole", {"a": 2, "b": 2, "empty": 0}))
-    assert "val has class 'c', which train lacks" in refusal(folder(tmp_path / "odd", {"train/a": 1, "train/b": 1, "val/c": 1}))  # fmt: skip
+    strange = folder(tmp_path / "odd", {"train/a": 1, "train/b": 1, "val/c": 1})
+    assert "val has class 'c', which train lacks" in refusal(strange)
     assert "no train/" in refusal(folder(tmp_path / "half", {"val/a": 1, "test/a": 1}))
     assert "one image of each class" in refusal(folder(tmp_path / "few", {"a": 1, "b": 1}))
     assert "both" in refusal(folder(tmp_path / "twice", {"train/a": 1, "val/a": 1, "valid/a": 1}))
@@ -292,10 +297,8 @@ def decoded(data: bytes) -> torch.Tensor:
 
 def test_shards_with_splits_and_names(tmp_path: Path) -> None:
     for split, count in (("train", 4), ("val", 2)):
-        samples = {
-            f"{split}{k}": {"png": jpeg(k, "PNG"), "json": json.dumps({"label": 10 * (k % 2), "name": "ab"[k % 2]}).encode()}
-            for k in range(count)
-        }  # fmt: skip
+        label = [json.dumps({"label": 10 * k, "name": "ab"[k]}).encode() for k in (0, 1)]
+        samples = {f"{split}{k}": {"png": jpeg(k, "PNG"), "json": label[k % 2]} for k in range(count)}
         shard(tmp_path / f"{split}-000.tar", samples)
     source = open_source(f"{tmp_path}/*.tar")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 4, "val": 2}
@@ -313,8 +316,7 @@ def test_shard_refusals(shared_data: Path, tmp_path: Path) -> None:
     source = open_source(path)
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(ImageError, match="truncated"):
-        for i in range(len(source.splits["train"])):
-            source.splits["train"].read(i)
+        source.splits["train"].read(len(source.splits["train"]) - 1)
 
 
 # tables
@@ -323,12 +325,14 @@ def test_shard_refusals(shared_data: Path, tmp_path: Path) -> None:
 def test_csv_of_every_header(tmp_path: Path) -> None:
     folder(tmp_path, {"img": 6})
     rows = [f"img/{k}.jpg" for k in range(6)]
-    one = "path,label,split\n" + "".join(f"{p},{'b' if k % 2 else 'a'},{'train' if k < 4 else 'valid'}\n" for k, p in enumerate(rows))  # fmt: skip
-    (tmp_path / "one.csv").write_text(one)
+    splits = ["train"] * 4 + ["valid"] * 2
+    lines = [f"{path},{'ab'[k % 2]},{splits[k]}\n" for k, path in enumerate(rows)]
+    (tmp_path / "one.csv").write_text("path,label,split\n" + "".join(lines))
     source = open_source(tmp_path / "one.csv")
     assert (source.classes, source.multi_label, source.splits["val"].labels) == (["a", "b"], False, [0, 1])
     assert source.splits["train"].read(0).shape == (3, 10, 12)
-    (tmp_path / "several.csv").write_text("﻿path,labels\n" + "".join(f"{p},x|y\n" if k else f"{p},\n" for k, p in enumerate(rows)))  # fmt: skip
+    lines = [f"{path},{'x|y' if k else ''}\n" for k, path in enumerate(rows)]
+    (tmp_path / "several.csv").write_text("path,labels\n" + "".join(lines), encoding="utf-8-sig")
     source = open_source(tmp_path / "several.csv")
     assert (source.classes, source.multi_label) == (["x", "y"], True)
     assert sorted(source.splits["train"].labels + source.splits["val"].labels) == [[], *[[0, 1]] * 5]
@@ -393,7 +397,7 @@ def test_named_sets_that_are_present(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_download_that_fails_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision import datasets
 
-    def fail(self: object) -> None:
+    def fail(_: object) -> None:
         raise OSError("no network\nhere")
 
     monkeypatch.setenv("VITRAIL_HOME", str(tmp_path))
@@ -425,7 +429,8 @@ def test_hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.equal(source.splits["val"].read(2), decoded(jpeg(2)))
     with pytest.raises(ImageError, match=r"train\[3\]"):
         source.splits["train"].read(3)
-    words = datasets.Dataset.from_dict({"image": rows["image"], "label": list("xyxyxyxy")}).cast_column("image", datasets.Image())  # fmt: skip
+    words = datasets.Dataset.from_dict({"image": rows["image"], "label": list("xyxyxyxy")})
+    words = words.cast_column("image", datasets.Image())
     words.save_to_disk(str(tmp_path / "words"))
     assert open_source(f"hf:{tmp_path / 'words'}").classes == ["x", "y"]
     datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "text"))

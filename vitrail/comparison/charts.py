@@ -43,11 +43,11 @@ def line_chart(title: str, curves: Sequence[Curve], *, percent: bool = False) ->
     parts = [f'<text class="chart-title" x="0" y="14">{escape(title)}</text>']
     for y in y_ticks:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{up(y):.1f}" y2="{up(y):.1f}"/>')
-        label = f"{y:.4g}%" if percent else f"{y:.4g}"
+        label = f"{y:.4g}%" if percent else _number(y)
         parts.append(f'<text class="tick" x="{LEFT - 6}" y="{up(y) + 3.5:.1f}" text-anchor="end">{label}</text>')
     for x in (x for x in ticks(first, last) if x == int(x) and first <= x <= last):
         parts.append(f'<text class="tick" x="{across(x):.1f}" y="{HEIGHT - 11}" text-anchor="middle">{x:g}</text>')
-    parts.append(f'<text class="tick" x="{LEFT - 6}" y="{HEIGHT - 11}" text-anchor="end">epoch</text>')
+    parts.append(f'<text class="tick" x="{LEFT - 12}" y="{HEIGHT - 11}" text-anchor="end">epoch</text>')
     for curve in curves:
         parts += _curve(curve, across, up, percent)
     parts += _legend(curves)
@@ -108,6 +108,10 @@ def _curve(curve: Curve, across: Place, up: Place, percent: bool) -> list[str]:
         dot = f'<circle{hidden} cx="{x:.1f}" cy="{y:.1f}" r="3.5" style="fill:{curve.colour}">'
         parts.append(f"{dot}<title>{escape(said)}</title></circle>")
     return parts
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if value == 0 or abs(value) >= 1e-3 else f"{value * 1e4:.4g}e-4"
 
 
 def _legend(curves: Sequence[Curve]) -> list[str]:

@@ -35,7 +35,7 @@ header .cards div:first-child { border-color: var(--accent); }
 header .cards div:first-child strong { color: var(--accent); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 6px 22px; margin: 0; }
 dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 20px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(260px, 1fr)); gap: 20px; }
 .split { display: grid; grid-template-columns: minmax(0, 1.9fr) minmax(220px, 1fr); gap: 28px; }
 @media (max-width: 760px) { .split { grid-template-columns: 1fr; } }
 .scroll { overflow-x: auto; }
@@ -45,6 +45,7 @@ svg .axis { font-size: 11.5px; fill: var(--faint); } svg .grid { stroke: var(--l
 svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
 svg .point { opacity: 0; } svg .point:hover { opacity: 1; } svg .strong { fill: #fff; font-weight: 600; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+td:last-child, th { white-space: nowrap; }
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--faint); }
 td:first-child { min-width: 90px; }
 th, td { padding: 6px 10px 6px 0; border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
@@ -58,7 +59,8 @@ figcaption { margin-top: 6px; font-size: 13.5px; overflow-wrap: anywhere; } figc
 code, pre { font: 13px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; }
 pre { background: var(--cell); border-radius: 8px; padding: 14px 16px; margin: 0; overflow-x: auto; }
 pre i { color: var(--faint); font-style: normal; }
-summary { cursor: pointer; } ul, ol { margin: 8px 0 0; padding-left: 22px; }
+section > p { margin: 0 0 8px; } ul + dl, p + dl { margin-top: 14px; }
+summary { cursor: pointer; margin-top: 8px; color: var(--accent); } ul, ol { margin: 8px 0 0; padding-left: 22px; }
 footer { text-align: center; color: var(--faint); font-size: 13px; padding: 8px 0 36px; }
 """
 

@@ -22,14 +22,15 @@ import vitrail
 from vitrail.checkpoint import write_file
 from vitrail.comparison import cost
 from vitrail.comparison.charts import Curve, confusion_matrix, line_chart
+from vitrail.comparison.checkup import checkup
 from vitrail.comparison.page import bar, bullets, cards, definitions, gallery, note, page, section, table
 from vitrail.data.doctor import doctor
-from vitrail.data.sources import Source, open_source
+from vitrail.data.sources import Source
 from vitrail.errors import UserError
 from vitrail.interpretability import draw
 from vitrail.interpretability.explain import Explanation, look
 from vitrail.recipe import Augment
-from vitrail.run import Run, load
+from vitrail.run import Run, best_device, load, open_data
 
 LARGEST_MATRIX = 30  # classes that still make a readable picture
 LARGEST_CHECK = 5000  # images that doctor reads within the time a report may take
@@ -73,12 +74,12 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 def _read(folder: Path) -> Story:
     run = load(folder)
-    run.model.to(torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu"))
+    run.model.to(best_device())
     lines = _text(folder / "log.jsonl").splitlines()
     final = json.loads(_text(folder / "final.json") or "{}")
-    recipe, source, gone = run.recipe, None, ""
+    source, gone = None, ""
     try:
-        source = open_source(recipe.data.source, seed=recipe.seed, val_fraction=recipe.data.val_fraction)
+        source = open_data(run.recipe)
     except (UserError, OSError) as error:
         gone = f"The images could not be opened again: {error}."
     return Story(run, folder, [json.loads(line) for line in lines], final, source, gone)
@@ -227,7 +228,7 @@ def _cost(story: Story) -> str:
     batch = int(min(64, max(1, TIMED_FLOPS // max(flops, 1))))
     speed = cost.images_per_second(model, (batch, data.in_chans, data.img_size, data.img_size))
     device = next(model.parameters()).device.type
-    where = f"{torch.get_num_threads()} CPU threads" if device == "cpu" else device.upper()
+    where = f"CPU, {_counted(torch.get_num_threads(), 'thread')}" if device == "cpu" else device.upper()
     entries = [
         (_count(cost.parameters(model)), "parameters", f"{cost.parameters(model):,}"),
         (_count(flops), "multiply-adds an image", "what papers print as FLOPs"),
@@ -245,18 +246,18 @@ def _data(story: Story) -> str:
     damaged = json.loads(_text(story.folder / "damaged.json") or "[]")
     body = ""
     if damaged:
-        body += f"<p>{len(damaged)} damaged images were left out of training and scores:</p>{bullets(damaged[:50])}"
+        body += f"<p>Damaged, and left out of training and scores: {len(damaged)}</p>{bullets(damaged[:50])}"
         body += note(f"and {len(damaged) - 50} more, in damaged.json") if len(damaged) > 50 else ""
     elif story.log:
         body += "<p>No damaged image was met in training.</p>"
     if story.source is None:
         return section("What doctor found", body + note(story.gone))
-    body += bullets(story.source.notes) if story.source.notes else ""
-    name, images = story.run.recipe.data.source, sum(len(split) for split in story.source.splits.values())
-    if images > LARGEST_CHECK:
-        remark = f"{images:,} images are too many to check here; run: vitrail doctor {shlex.quote(name)}"
+    body += "".join(f"<p>{escape(remark)}</p>" for remark in story.source.notes)
+    data, images = story.run.recipe.data, sum(len(split) for split in story.source.splits.values())
+    if images > LARGEST_CHECK or data.limit is not None:  # a limit hides how many there are
+        remark = f"Not every image was looked at for this page: vitrail doctor {shlex.quote(data.source)} does that."
         return section("What doctor found", body + note(remark))
-    return section("What doctor found", body + _examined(doctor(name)))
+    return section("What doctor found", body + checkup(doctor(data.source)))
 
 
 def _next(story: Story) -> str:
@@ -303,10 +304,6 @@ def _gallery(found: Sequence[tuple[Explanation, str]]) -> str:
     return gallery(figures)
 
 
-def _examined(found: dict[str, Any]) -> str:
-    return definitions({key.replace("_", " "): _plain(value) for key, value in found.items()})
-
-
 def _augmentation(augment: Augment) -> str:
     crops = {
         "resized": f"random crop of {_plain(augment.crop_scale)} of the area",
@@ -327,6 +324,10 @@ def _plain(value: Any) -> str:
     if isinstance(value, list | tuple):
         return " to ".join(_plain(part) for part in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _count(number: int) -> str:

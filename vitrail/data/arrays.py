@@ -53,11 +53,10 @@ def open_digits() -> Source:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    numbers = np.arange(len(images))
-    train, test = train_test_split(numbers, test_size=0.2, stratify=digits.target, random_state=0)
+    parts = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
     splits: dict[str, Split] = {
         name: ArraySplit(images[chosen], digits.target[chosen].tolist(), name)
-        for name, chosen in (("train", np.sort(train)), ("test", np.sort(test)))
+        for name, chosen in zip(("train", "test"), map(np.sort, parts), strict=True)
     }
     return Source("digits", [str(k) for k in range(10)], splits, in_chans=1)
 

@@ -86,7 +86,10 @@ class Loader:
         self._plan.epoch, self._plan.start = epoch, start
         for batch in self._batches:
             if isinstance(batch, UserError):
-                raise batch
+                try:
+                    raise batch
+                finally:
+                    del batch  # else error, traceback and this frame hold each other, and the workers end 5 s late
             yield batch
 
 
@@ -123,7 +126,7 @@ class _Images:
     def __getitems__(self, keys: list[Key]) -> Batch | UserError:
         try:
             return self._batch(keys)
-        except UserError as error:  # as a value: a DataLoader would wrap what a worker raises in a traceback
+        except UserError as error:  # as a value: what a worker raises, the DataLoader wraps in a traceback
             return error
 
     def _batch(self, keys: list[Key]) -> Batch:
@@ -166,9 +169,9 @@ def hash_seed(*parts: int) -> int:
 
 
 def start_worker(number: int) -> None:  # noqa: ARG001  (the DataLoader passes it)
-    """Lets the main process alone answer Ctrl-C and SIGTERM: it saves, and ends its workers itself."""
+    """Leaves Ctrl-C to the main process; SIGTERM ends a worker, whatever the main process does on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _as_it_is(batch: Any) -> Any:

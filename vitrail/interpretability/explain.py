@@ -17,7 +17,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrail.data.augment import eval_transform
 from vitrail.data.files import find_images
 from vitrail.data.read import ImageError, read_image
 from vitrail.errors import UserError, did_you_mean
@@ -25,7 +24,7 @@ from vitrail.interpretability import draw
 from vitrail.interpretability.attention import class_attention, entropy, records_attention
 from vitrail.interpretability.gradcam import gradcam
 from vitrail.interpretability.rollout import rollout_map
-from vitrail.run import Run, load
+from vitrail.run import Run, load, preprocessing
 
 Method = Literal["rollout", "attention", "gradcam"]
 
@@ -98,14 +97,7 @@ def look(
 ) -> Explanation:
     """What the model of `run` looks at in one image, uint8 (C, H, W); arguments and errors as of `explain`."""
     model, data = run.model, run.recipe.data
-    if data.img_size is None or data.mean is None or data.std is None:
-        raise UserError(
-            "explain: the recipe is not resolved: data.img_size, mean and std must be set; load it from a run"
-        )
-    transform = eval_transform(
-        img_size=data.img_size, mean=data.mean, std=data.std, interpolation=data.interpolation, crop_pct=data.crop_pct
-    )  # fmt: skip
-    images = transform(pixels)[None].to(next(model.parameters()).device)
+    images = preprocessing(data)(pixels)[None].to(next(model.parameters()).device)
     method = _method(run, images, method, target)
     wanted = None if target is None else _class(run, target)
     with torch.no_grad():
@@ -124,7 +116,7 @@ def look(
     return Explanation(
         file=file,
         map=draw.scale(draw.enlarge(values, square)),
-        image=visible(images[0].cpu(), data.mean, data.std),
+        image=visible(images[0].cpu(), data.mean or (), data.std or ()),
         predicted=_name(run, best),
         probability=float(probabilities[best]),
         method=method if wanted is None else f"{method} for {_name(run, wanted)}",

@@ -53,20 +53,32 @@ VARIANTS = {
 
 def Model(config: Config) -> vit.Model:
     """The plain or the distilled model: images (B, C, H, W) -> logits (B, K)."""
-    return DistilledModel(config) if config.distilled else vit.Model(config)
+    return DistilledModel(config) if config.distilled else PlainModel(config)
 
 
-class DistilledModel(vit.Model):
+class PlainModel(vit.Model):
+    """A ViT that starts from truncated normals everywhere, tokens and positions included."""
+
+    def init_weights(self) -> None:
+        """Deviation 0.02 for all, biases 0, as in the authors' release."""
+        init_truncated_normal(self)
+        for token in [self.pos_embed, *self.prefix_tokens()]:
+            nn.init.trunc_normal_(token, std=0.02)
+
+
+class DistilledModel(PlainModel):
     """A ViT with a distillation token and a second head."""
 
     num_prefix_tokens = 2
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self.dist_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
-        nn.init.trunc_normal_(self.dist_token, std=0.02)
-        nn.init.trunc_normal_(self.cls_token, std=0.02)  # this paper starts both tokens alike
         self.distilled_training = False
+
+    def make_tokens(self) -> None:
+        """The class token, then the distillation token."""
+        super().make_tokens()
+        self.dist_token = nn.Parameter(torch.empty(1, 1, self.config.embed_dim))
 
     def set_distilled_training(self, enable: bool = True) -> None:
         """Whether training returns the pair (class logits, distillation logits) instead of their mean."""

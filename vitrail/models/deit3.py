@@ -24,6 +24,7 @@ from torch import Tensor
 from vitrail.layers.blocks import LayerScale
 from vitrail.layers.position import resize_position
 from vitrail.models import vit
+from vitrail.models.deit import PlainModel
 from vitrail.models.vit import Config
 
 VARIANTS = {
@@ -38,7 +39,7 @@ VARIANTS = {
 }
 
 
-class Model(vit.Model):
+class Model(PlainModel):
     """The vision transformer with scaled branches: images (B, C, H, W), normalised, -> logits (B, K)."""
 
     def __init__(self, config: Config):

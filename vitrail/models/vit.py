@@ -12,7 +12,7 @@ Lecture   the vision transformer
 second, as in the authors' code) or from one learned query that attends to all patches (`map`); the latter two have no
 class token. `representation_size` inserts the pre-training head's hidden layer (`pre_logits`, tanh). The paper's
 dropout sits after the position embedding, the attention output and both MLP layers: one rate, `drop_rate`.
-The last rows are vitrail's own sizes for 8 x 8 and 32 x 32 images; they have no printed figures.
+Sizes for 8 x 8 to 64 x 64 images: `vit_pico.py`.
 
     variant                          params   FLOPs   top-1     ImageNet-1k: AugReg weights as timm evaluates
     vit_tiny_patch16_224               5.7M   1.25G   75.45     them where the cell is filled; FLOPs are multiply-adds
@@ -50,10 +50,6 @@ The last rows are vitrail's own sizes for 8 x 8 and 32 x 32 images; they have no
     vit_base_patch16_siglip_gap_256   86.6M       -       -
     vit_base_patch16_siglip_gap_384   86.9M       -       -
     vit_base_patch16_siglip_gap_512   87.2M       -       -
-    vit_pico_patch2_8                     -       -       -
-    vit_pico_patch4_32                    -       -       -
-    vit_tiny_patch4_32                    -       -       -
-    vit_small_patch4_32                   -       -       -
 """
 
 from __future__ import annotations
@@ -66,7 +62,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers.attention import Attention, AttentionPool
-from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_truncated_normal
+from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_xavier
 from vitrail.layers.position import resize_position
 from vitrail.layers.tokens import PatchEmbed
 
@@ -127,10 +123,6 @@ VARIANTS = {
     "vit_base_patch16_siglip_gap_256": Config(16, 256, *BASE, global_pool="avg"),
     "vit_base_patch16_siglip_gap_384": Config(16, 384, *BASE, global_pool="avg"),
     "vit_base_patch16_siglip_gap_512": Config(16, 512, *BASE, global_pool="avg"),
-    "vit_pico_patch2_8": Config(2, 8, 96, 6, 3, mlp_ratio=2.0),
-    "vit_pico_patch4_32": Config(4, 32, 96, 6, 3, mlp_ratio=2.0),
-    "vit_tiny_patch4_32": Config(4, 32, *TINY),
-    "vit_small_patch4_32": Config(4, 32, *SMALL),
 }
 
 
@@ -141,7 +133,7 @@ class Model(nn.Module):
     fly. Raises UserError where it does not.
     """
 
-    classifier = "head"
+    head_name = "head"
     num_prefix_tokens = 1
 
     def __init__(self, config: Config):
@@ -155,8 +147,7 @@ class Model(nn.Module):
         self.num_prefix_tokens = type(self).num_prefix_tokens if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, dim)
         self.grid = self.patch_embed.grid(config.img_size, config.img_size)
-        if config.global_pool == "token":
-            self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.make_tokens()
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_positions(), dim))
         self.pos_drop = nn.Dropout(config.drop_rate)
         self.blocks = nn.Sequential(
@@ -180,10 +171,21 @@ class Model(nn.Module):
             self.pre_logits.add_module("act", nn.Tanh())
         self.head: nn.Module = nn.Identity()
         self.reset_classifier(config.num_classes)
-        init_truncated_normal(self)
-        nn.init.trunc_normal_(self.pos_embed, std=0.02)
-        if config.global_pool == "token":
-            nn.init.normal_(self.cls_token, std=1e-6)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """The authors' initialisation, with big_vision's deviation for positions: all of it follows the width."""
+        init_xavier(self)
+        nn.init.trunc_normal_(self.patch_embed.proj.weight, std=self.patch_embed.proj.weight[0].numel() ** -0.5)
+        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.normal_(self.pos_embed, std=self.config.embed_dim**-0.5)
+        for token in self.prefix_tokens():
+            nn.init.zeros_(token)
+
+    def make_tokens(self) -> None:
+        """Learned tokens that stand before the patches."""
+        if self.config.global_pool == "token":
+            self.cls_token = nn.Parameter(torch.empty(1, 1, self.config.embed_dim))
 
     def num_positions(self) -> int:
         """Entries of the position embedding: class token and patches."""
@@ -193,7 +195,11 @@ class Model(nn.Module):
         """A fresh head for `num_classes` classes; 0 gives features instead of logits."""
         self.num_classes = num_classes
         self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_truncated_normal(self.head)
+        init_xavier(self.head)
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are tokens or positions, not weights."""
