@@ -8,10 +8,12 @@ The two newest are kept, so that a damaged one costs an epoch, not a run.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +23,7 @@ import torch
 from vitrail.errors import UserError
 
 KEEP = 2
+ASIDE = ".vitrail-partial-"
 logger = logging.getLogger("vitrail")
 
 
@@ -29,7 +32,7 @@ def write_file(path: Path, content: bytes | str) -> None:
 
     Raises UserError, and leaves no litter, where the disk is full or the folder may not be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = _aside(path)
     try:
         with open(temporary, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
@@ -39,8 +42,10 @@ def write_file(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+    finally:
+        with contextlib.suppress(OSError):  # it is gone where all went well
+            temporary.unlink()
 
 
 def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
@@ -49,7 +54,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     Raises UserError where it cannot be written; the checkpoints before it are then untouched.
     """
     final = folder / f"step-{step:08d}"
-    temporary = folder / f".{final.name}.{os.getpid()}"
+    temporary = _aside(final)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         clean(folder)
@@ -61,11 +66,11 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
             os.fsync(file.fileno())
         manifest = {"step": step, "bytes": hashing.size, "sha256": hashing.digest.hexdigest()}
         write_file(temporary / "manifest.json", json.dumps(manifest))
-        shutil.rmtree(final, ignore_errors=True)  # a damaged one of the same step
+        if final.exists():  # of the same step: half an epoch's end, or damaged
+            os.replace(final, _aside(folder / f"{final.name}-before"))
         os.replace(temporary, final)
         _sync_folder(folder)
-        for old in _checkpoints(folder)[:-KEEP]:
-            shutil.rmtree(old)
+        _drop_all_but(final, folder)
     except (OSError, RuntimeError, UserError) as error:  # torch's zip writer turns a failed write into RuntimeError
         shutil.rmtree(temporary, ignore_errors=True)
         cause = error if isinstance(error, OSError) else error.__context__ or error
@@ -87,7 +92,10 @@ def load(folder: Path) -> dict[str, Any] | None:
     for path in reversed(found):
         damage = _damage(path)
         if damage is None:
-            return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            try:
+                return torch.load(path / "state.pt", map_location="cpu", weights_only=True)
+            except (pickle.UnpicklingError, RuntimeError, EOFError) as error:  # whole, and yet none of ours
+                damage = f"it holds something else than weights and numbers: {str(error).partition('. ')[0]}"
         logger.warning("checkpoint %s is damaged (%s); looking for the one before it", path, damage)
     if found:
         raise UserError(f"every checkpoint in {folder} is damaged; train anew with another --out")
@@ -95,13 +103,31 @@ def load(folder: Path) -> dict[str, Any] | None:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed save left behind."""
-    for litter in folder.glob(".step-*"):
-        shutil.rmtree(litter)
+    """Remove what a killed `write_file` or `save` left behind in `folder`."""
+    for litter in folder.glob(f".*{ASIDE}[0-9]*"):
+        if litter.is_dir():
+            shutil.rmtree(litter)
+        else:
+            litter.unlink()
+
+
+def _aside(path: Path) -> Path:
+    """Where a file or folder is written before it is whole: hidden, beside its place, one name a process."""
+    return path.with_name(f".{path.name}{ASIDE}{os.getpid()}")
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))
+    numbered = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdecimal())
+    return sorted(numbered, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _drop_all_but(newest: Path, folder: Path) -> None:
+    """Keep `newest` and the one before it. A checkpoint of a later step is one that was found damaged."""
+    found = _checkpoints(folder)
+    end = found.index(newest) + 1
+    for path in found[: max(end - KEEP, 0)] + found[end:]:
+        shutil.rmtree(path)
+    clean(folder)
 
 
 def _damage(path: Path) -> str | None:

@@ -13,8 +13,8 @@ LISTED = 12
 def checkup(found: dict[str, Any]) -> str:
     """The dictionary that `doctor` returns -> HTML: a line for each thing looked at, and lists of what is unusual."""
     return definitions(_state(found)) + "".join(
-        f"<details><summary>{escape(title)}: {len(lines)}</summary>{bullets(_shortened(lines))}</details>"
-        for title, lines in _unusual(found)
+        f"<details><summary>{escape(title)}: {count}</summary>{bullets(_shortened(lines, count))}</details>"
+        for title, count, lines in _unusual(found)
         if lines
     )
 
@@ -43,29 +43,35 @@ def _span(size: dict[str, float]) -> str:
 
 
 def _duplicates(copies: dict[str, Any]) -> str:
-    if not copies["groups"]:
+    if not copies["count"]:
         return "none"
-    text = f"{copies['surplus']:,} images repeat another byte for byte"
+    text = f"{copies['count']:,} images stand there more than once, byte for byte"
     if copies["across_splits"]:
-        text += f"; {copies['across_splits']:,} times across splits, which makes the score too good"
+        text += f"; {copies['across_splits']:,} of them in two splits, which makes the score too good"
     if copies["unlike_labels"]:
-        text += f"; {copies['unlike_labels']:,} times under another label"
+        text += f"; {copies['unlike_labels']:,} of them under two labels"
     return text
 
 
-def _unusual(found: dict[str, Any]) -> list[tuple[str, list[str]]]:
+def _unusual(found: dict[str, Any]) -> list[tuple[str, int, list[str]]]:
+    """Title, how many there are, and the lines of those that are listed."""
+
     def lines(entries: list[dict[str, Any]], key: str = "") -> list[str]:
         return [f"{one['split']}: {one['file']}" + (f", {_words(one[key])}" if key else "") for one in entries]
 
+    copies = found["duplicates"]
+    some = [
+        ("Name and content disagree", "misnamed", "content"),
+        ("Unusual colour mode", "odd_modes", "mode"),
+        ("Set upright by EXIF", "turned", ""),
+        ("Very small", "small", "size"),
+        ("Very long", "long", "size"),
+    ]
     return [
-        ("Problems", found["problems"]),
-        ("Damaged", lines(found["damaged"], "reason")),
-        ("Same image more than once", [" = ".join(lines(group)) for group in found["duplicates"]["listed"]]),
-        ("Name and content disagree", lines(found["misnamed"], "content")),
-        ("Unusual colour mode", lines(found["odd_modes"], "mode")),
-        ("Set upright by EXIF", lines(found["turned"])),
-        ("Very small", lines(found["sizes"]["small"], "size")),
-        ("Very long", lines(found["sizes"]["long"], "size")),
+        ("Problems", len(found["problems"]), found["problems"]),
+        ("Damaged", len(found["damaged"]), lines(found["damaged"], "reason")),
+        ("Same image more than once", copies["count"], [" = ".join(lines(group)) for group in copies["listed"]]),
+        *((title, found[key]["count"], lines(found[key]["listed"], word)) for title, key, word in some),
     ]
 
 
@@ -73,5 +79,5 @@ def _words(value: Any) -> str:
     return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-def _shortened(lines: list[str]) -> list[str]:
-    return lines if len(lines) <= LISTED else [*lines[:LISTED], f"and {len(lines) - LISTED} more: see vitrail doctor"]
+def _shortened(lines: list[str], count: int) -> list[str]:
+    return lines if count <= LISTED else [*lines[:LISTED], f"and {count - LISTED} more: see vitrail doctor"]

@@ -13,10 +13,10 @@ def quickstart() -> Recipe:
     """
     return Recipe(
         model="vit_pico_patch2_8",
-        data=Data(source="digits", batch_size=64, workers=0),
+        data=Data(source="digits", batch_size=32, workers=0),
         augment=Augment(crop="padded", crop_padding=1, flip=0.0, rotate=10.0),
         optim=Optim(lr=2e-3, weight_decay=0.05, clip_grad=1.0),
-        schedule=Schedule(epochs=40, warmup_epochs=3.0),
+        schedule=Schedule(epochs=30, warmup_epochs=3.0),
         label_smoothing=0.1,
         ema=0.99,
     )

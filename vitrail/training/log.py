@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from vitrail.checkpoint import write_file
+from vitrail.errors import UserError
 from vitrail.recipe import Recipe, to_json
 
 Record = dict[str, Any]
+logger = logging.getLogger("vitrail")
 
 
 class Log:
@@ -22,24 +25,31 @@ class Log:
         from torch.utils.tensorboard import SummaryWriter  # costs seconds to import
 
         self.file = folder / "log.jsonl"
-        write_file(self.file, "".join(json.dumps(record) + "\n" for record in history))
+        self.lines = [json.dumps(record) + "\n" for record in history]
+        write_file(self.file, "".join(self.lines))
         step = history[-1]["step"] + 1 if history else 0
         self.tensorboard = SummaryWriter(str(folder), purge_step=step)
         self.wandb = _wandb_run(folder, recipe)
 
     def write(self, record: Record) -> None:
-        """Append a record; its numbers become curves over the step."""
-        with open(self.file, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a record; its numbers become curves over the step. Raises UserError where the disk is full."""
+        self.lines.append(json.dumps(record) + "\n")
+        write_file(self.file, "".join(self.lines))  # whole, so that no crash leaves half a line
         numbers = {key: value for key, value in record.items() if isinstance(value, int | float) and key != "step"}
-        for key, value in numbers.items():
-            self.tensorboard.add_scalar(key, value, record["step"])
+        try:
+            for key, value in numbers.items():
+                self.tensorboard.add_scalar(key, value, record["step"])
+        except OSError as error:  # of the writer's thread, at some earlier time
+            raise UserError(f"cannot write TensorBoard's events in {self.file.parent}: {error.strerror}") from error
         if self.wandb is not None:
             self.wandb.log(numbers, step=record["step"])
 
     def close(self) -> None:
-        """Flush everything."""
-        self.tensorboard.close()
+        """Flush everything. Curves that can no longer be written are said, and cost nothing else."""
+        try:
+            self.tensorboard.close()
+        except OSError as error:
+            logger.warning("the last of TensorBoard's events in %s are lost: %s", self.file.parent, error.strerror)
         if self.wandb is not None:
             self.wandb.finish()
 

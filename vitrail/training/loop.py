@@ -39,6 +39,7 @@ from vitrail.run import (
 )
 from vitrail.training.evaluate import evaluate, score
 from vitrail.training.interrupt import Stop, stop_signals
+from vitrail.training.limits import check_numbers
 from vitrail.training.log import Log, Record
 from vitrail.training.optim import learning_rate, moving_average, optimizer, scaled_for_batch
 from vitrail.training.progress import Display
@@ -56,6 +57,7 @@ def fit(recipe: Recipe, out: Path) -> Path:
     """
     if (out / "recipe.json").exists():
         start(out, recipe, [])  # says that the folder is taken, before the data is read
+    check_numbers(recipe)
     source = open_data(recipe)
     recipe = resolve(recipe, source)
     trainer = Trainer(recipe, out, source)
@@ -72,7 +74,11 @@ def resume(out: Path) -> Path:
     source = open_data(recipe)
     if source.classes != classes:
         raise UserError(f"{recipe.data.source} no longer has the classes that {out} was started with; restore the data")
-    return Trainer(recipe, out, source).train(checkpoint.load(out / "checkpoints"))
+    checkpoint.clean(out)
+    state = checkpoint.load(out / "checkpoints")
+    if state is not None:  # it holds all weights: those that the run started from may be gone by now
+        recipe = replace(recipe, pretrained=False, initial_checkpoint="")
+    return Trainer(recipe, out, source).train(state)
 
 
 def resolve(recipe: Recipe, source: Source) -> Recipe:
@@ -132,6 +138,7 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": self.ema.state_dict() if self.ema else None,
+            "images": len(self.source.splits["train"]),
             "epoch": self.epoch,
             "step": self.step,
             "losses": self.losses,
@@ -140,11 +147,23 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.ema:
-            self.ema.load_state_dict(state["ema"])
+        """The inverse of `state`. Raises UserError where it is that of another model, recipe or set of images."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.ema:
+                self.ema.load_state_dict(state["ema"])
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"the checkpoint in {self.out} was written by another recipe than its recipe.json "
+                f"({' '.join(str(error).split())[:200]}); put the right one back, or train anew with another --out"
+            ) from error
+        images = len(self.source.splits["train"])
+        if images != state["images"]:
+            raise UserError(
+                f"{self.source.name} has {images:,} images to train and had {state['images']:,} when {self.out} was "
+                f"started, so the same run cannot go on; restore the data, or train anew with another --out"
+            )
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
         self.losses, self.damaged = state["losses"], set(state["damaged"])
 
@@ -164,15 +183,19 @@ class Trainer:
         self.saved = time.monotonic()
         with stop_signals() as stop, Display(epochs, epochs * steps, self.step) as display, contextlib.closing(log):
             self.announce(display, state is not None)
-            while self.epoch < epochs:
-                self.train_epoch(stop, display)
-                record = self.finish_epoch()
-                log.write(record)
-                display.epoch(record)
-                self.save()
-                self.stop_if_asked(stop)
-            display.say(f"scoring the {self.source.name} images held out")
-            self.finish()
+            try:
+                while self.epoch < epochs:
+                    self.train_epoch(stop, display)
+                    record = self.finish_epoch()
+                    log.write(record)
+                    display.epoch(record)
+                    self.save()
+                    self.stop_if_asked(stop)
+                display.say(f"scoring the {self.source.name} images held out")
+                self.finish()
+            except RuntimeError:
+                self.stop_if_asked(stop)  # the signal has ended the loader's workers too
+                raise
         return self.out
 
     def announce(self, display: Display, resumed: bool) -> None:
@@ -199,7 +222,8 @@ class Trainer:
         start = self.step - self.epoch * len(self.loader)
         began, seen = time.monotonic(), 0
         for batch in self.loader.epoch(self.epoch, start):
-            self.note_damaged(batch)
+            self.name_damaged(batch.damaged)
+            self.refuse_damaged()
             if len(batch.images):
                 loss = self.train_step(batch)
                 self.losses += torch.tensor([loss * len(batch.images), len(batch.images)], dtype=torch.float64)
@@ -239,9 +263,10 @@ class Trainer:
 
     def finish_epoch(self) -> Record:
         """Score the held-out images and close the epoch's books."""
-        self.epoch += 1
         scored = score(self.averaged(), self.watched, self.device)
-        self.damaged.update(scored.damaged)
+        self.epoch += 1
+        self.name_damaged(scored.damaged)
+        self.refuse_damaged()
         record: Record = {
             "epoch": self.epoch,
             "step": self.step,
@@ -263,8 +288,9 @@ class Trainer:
         save_weights(self.out, weights_to_share(self.model.state_dict(), ema))
         run = Run(self.averaged().eval(), self.recipe, self.source.classes, f"trained in {self.out}", self.out)
         final = evaluate(run, source=self.source)
-        checkpoint.write_file(self.out / "final.json", json.dumps(final, ensure_ascii=False, indent=1) + "\n")
-        (self.out / "damaged.json").write_text(json.dumps(sorted(self.damaged), ensure_ascii=False, indent=1) + "\n")
+        self.name_damaged(final["damaged"])
+        for name, value in (("damaged.json", sorted(self.damaged)), ("final.json", final)):
+            checkpoint.write_file(self.out / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     def averaged(self) -> nn.Module:
         """The model that is evaluated: the moving average where there is one."""
@@ -272,17 +298,20 @@ class Trainer:
 
     # ------------------------------------------------------------------ what can go wrong
 
-    def note_damaged(self, batch: Batch) -> None:
-        """Name each damaged file once; above 5 % of the training images, stop."""
-        for name in batch.damaged:
+    def name_damaged(self, names: list[str]) -> None:
+        """Say each damaged file once."""
+        for name in names:
             if name not in self.damaged:
                 self.damaged.add(name)
                 logger.warning("left out: %s", name)
-        most = MOST_DAMAGED * len(self.source.splits["train"])
-        if len(self.damaged) > max(most, 1):
+
+    def refuse_damaged(self) -> None:
+        """Raises UserError where more than 5 % of the images that an epoch reads are damaged."""
+        images = len(self.source.splits["train"]) + len(self.source.splits[self.split])
+        if len(self.damaged) > max(MOST_DAMAGED * images, 1):
             raise UserError(
-                f"{len(self.damaged)} of {len(self.source.splits['train'])} images of {self.source.name} are damaged, "
-                f"more than {MOST_DAMAGED:.0%}; `vitrail doctor {self.source.name}` lists them all"
+                f"{len(self.damaged)} of {images:,} images of {self.source.name} are damaged, more than "
+                f"{MOST_DAMAGED:.0%}; `vitrail doctor {self.recipe.data.source}` lists them all"
             )
 
     def refuse_divergence(self, loss: float, norm: float) -> None:
