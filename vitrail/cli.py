@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import os
+import re
 import sys
 
 from vitrail.errors import Interrupted, UserError, did_you_mean
@@ -25,17 +28,21 @@ VERBS = {
 def main() -> None:
     """Run `vitrail` on sys.argv. Exit code 0; 1 for what the user can mend; 2 for a wrong command; 128 + a signal."""
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    verb, arguments = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
-    if verb in ("--help", "-h", "help"):
-        print(help_text())
-    elif verb == "--version":
-        from vitrail import __version__
-
-        print(f"vitrail {__version__}")
-    elif verb not in VERBS:
-        sys.exit(_say(f"no command '{verb}'{did_you_mean(verb, VERBS)}; `vitrail --help` lists them", 2))
-    else:
-        sys.exit(_run(verb, arguments))
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text; JSON reads this back
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code = _answer(*sys.argv[1:] or ["--help"])
+        sys.stdout.flush()  # here, where a reader that has gone is noticed, and not while Python exits
+    except UserError as error:
+        code = _say(str(error), 1)
+    except Interrupted as error:
+        code = _say(str(error), 128 + error.signum)
+    except KeyboardInterrupt:
+        code = _say("interrupted", 130)
+    except BrokenPipeError:  # as in `vitrail recipes | head -1`: what is still unwritten goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code)
 
 
 def help_text() -> str:
@@ -55,23 +62,28 @@ def help_text() -> str:
     )
 
 
-def _run(verb: str, arguments: list[str]) -> int:
-    from vitrail.commands import run_command
+def _answer(verb: str, *arguments: str) -> int:
+    """Do what the command line says; the exit code."""
+    if verb in ("--help", "-h", "help"):
+        print(help_text())
+    elif verb == "--version":
+        from vitrail import __version__
 
-    try:
-        run_command(verb, arguments)
-        return 0
-    except UserError as error:
-        return _say(str(error), 1)
-    except Interrupted as error:
-        return _say(str(error), 128 + error.signum)
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
-    except BrokenPipeError:  # the reader of our output has gone, as in `vitrail models | head`
-        sys.stderr.close()
-        return 1
+        print(f"vitrail {__version__}")
+    elif verb not in VERBS:
+        near = did_you_mean(verb, [*VERBS, "--help", "--version"])
+        return _say(f"no command '{verb}'{near}; `vitrail --help` lists them", 2)
+    else:
+        from vitrail.commands import run_command
+
+        try:
+            run_command(verb, list(arguments))
+        except SystemExit as end:  # tyro's, after --help and for wrong flags
+            return int(end.code or 0)
+    return 0
 
 
 def _say(sentence: str, code: int) -> int:
-    print(f"vitrail: {sentence}", file=sys.stderr)
+    line = re.sub(r"\s*\n\s*", " ", sentence)  # other libraries' errors, quoted in ours, may have several
+    print(f"vitrail: {line}", file=sys.stderr)
     return code

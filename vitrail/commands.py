@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from vitrail import models, recipes
@@ -88,7 +88,7 @@ def _train_arguments(default: Recipe, arguments: list[str]) -> dict[str, Any]:
             as_json: Print one JSON object on standard output and nothing else.
         """
         changed = bool(source or recipe or out or smoke_test or config != default)
-        recipe = recipe or ("quickstart" if source in (None, "digits") else "scratch")
+        recipe = recipe or ("quickstart" if (source or config.data.source) == "digits" else "scratch")
         if source is not None:
             config = replace(config, data=replace(config.data, source=source))
         return {
@@ -134,13 +134,11 @@ def evaluate(
     table = Table("class", "precision", "recall", "F1", "images")
     for row in result["per_class"]:
         table.add_row(row["class"], *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), str(row["n"]))
-    console = Console(highlight=False)
-    console.print(table)
+    _console().print(table)
     _print_damaged(result["damaged"])
-    console.print(
+    print(
         f"{result['top1']:.2%} of {result['n']:,} {result['split']} images of {result['data']} right "
-        f"(top 5: {result['top5']:.2%}, loss {result['loss']:.4f}; {result['weights']})",
-        markup=False,
+        f"(top 5: {result['top5']:.2%}, loss {result['loss']:.4f}; {result['weights']})"
     )
 
 
@@ -165,19 +163,23 @@ def predict(
     from vitrail.run import load
     from vitrail.training.predict import predict
 
+    if top < 1:
+        raise UserError(f"--top is {top}; it must be at least 1")
     opened = load(run, pretrained=pretrained)
-    answers = predict(opened, images, top=top)
+    answers = predict(opened, _named(images), top=top)
+    errors = [answer["error"] for answer in answers if "error" in answer]
     if as_json:
         _print_json({"run": run, "weights": opened.weights, "predictions": answers})
-    else:
+    elif len(errors) < len(answers):
         table = Table("file", "class", "probability", "then")
         for answer in answers:
             if "error" not in answer:
                 rest = ", ".join(f"{other['class']} {other['probability']:.1%}" for other in answer["top"][1:])
                 table.add_row(answer["file"], answer["class"], f"{answer['probability']:.1%}", rest)
-        Console(highlight=False).print(table)
+        _console().print(table)
         print(f"{run}: {opened.weights}", file=sys.stderr)
-    errors = [answer["error"] for answer in answers if "error" in answer]
+    if len(errors) == len(answers) == 1:
+        raise UserError(errors[0])
     _print_damaged(errors)
     if len(errors) == len(answers):
         raise UserError(f"none of the {len(answers)} files could be read")
@@ -203,12 +205,11 @@ def explain(
         pretrained: Use the official weights of a model's name.
         as_json: Print one JSON object on standard output and nothing else.
     """
-    from vitrail.data.files import find_images
     from vitrail.interpretability.explain import explain
     from vitrail.run import load
 
     opened = load(run, pretrained=pretrained)
-    results = explain(opened, find_images(images), method=method, out=Path(out))
+    results = explain(opened, _named(images), method=method, out=Path(out))
     rows = [
         {
             "file": str(result.file),
@@ -257,10 +258,10 @@ def list_models(pattern: Positional[str] = "*", /, *, as_json: Json = False) -> 
     if as_json:
         _print_json({"models": rows})
         return
-    table = Table("name", "params", "FLOPs", "top-1", "paper")
+    table = Table(Column("name", no_wrap=True), "params", "FLOPs", "top-1", "paper")
     for row in rows:
         table.add_row(*(row.get(key, "") for key in ("name", "params", "FLOPs", "top-1")), row["paper"])
-    Console(highlight=False).print(table)
+    _console().print(table)
     print(f"{len(rows)} names", file=sys.stderr)
 
 
@@ -302,12 +303,19 @@ def copy(family: Positional[str], file: Positional[Path], /) -> None:
         file: Where to, such as my_vit.py.
     """
     source = models.FOLDER / f"{family}.py"
-    known = sorted(path.stem for path in models.FOLDER.glob("[a-z]*.py"))
+    named = models.list_models()
+    stems = sorted(path.stem for path in models.FOLDER.glob("[a-z]*.py"))
+    known = [stem for stem in stems if any(name.startswith(stem) for name in named)]
     if family not in known:
         raise UserError(f"no family '{family}'{did_you_mean(family, known)}; there are {', '.join(known)}")
+    if file.suffix != ".py":
+        raise UserError(f"{file} would be no Python file; end its name in .py")
     if file.exists():
         raise UserError(f"{file} exists; name another file")
-    shutil.copyfile(source, file)
+    try:
+        shutil.copyfile(source, file)
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}; choose another folder") from error
     print(f"{file}: change it, then `vitrail train DATA --model {file}:NAME` with a NAME from its VARIANTS")
 
 
@@ -332,7 +340,7 @@ def doctor(
     if as_json:
         _print_json(findings)
     else:
-        print_findings(findings, Console(highlight=False))
+        print_findings(findings, _console())
     print(f"written to {out}", file=sys.stderr)
 
 
@@ -355,6 +363,21 @@ def show_batch(
     chosen = recipes.find_recipe(recipe or ("quickstart" if data == "digits" else "scratch"))
     img_size = chosen.data.img_size or models.describe(chosen.model)["config"]["img_size"]
     print(show_batch(data, out, augment=chosen.augment, img_size=img_size, interpolation=chosen.data.interpolation))
+
+
+def _named(images: tuple[str, ...]) -> list[Path]:
+    """The files that IMAGE... names."""
+    from vitrail.data.files import find_images
+
+    found = find_images(images)
+    if not found:
+        raise UserError(f"{' '.join(images) or 'IMAGE...'} names no image; give files, folders or patterns")
+    return found
+
+
+def _console() -> Console:
+    """Standard output for tables of users' own words, which are no markup. A pipe has no width to wrap at."""
+    return Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 1000)
 
 
 def _print_json(value: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save
@@ -173,12 +173,13 @@ def _load_name(name: str, pretrained: bool) -> Run:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         model = create_model(name, pretrained=pretrained)
-    mean, std = normalisation(recipe, model.config.in_chans)  # type: ignore[union-attr]
+    config: Any = model.config
+    mean, std = normalisation(recipe, config.in_chans)
     weights = official(name) if pretrained else None
     data = Data(
         source="",
-        img_size=model.config.img_size,  # type: ignore[union-attr]
-        in_chans=model.config.in_chans,  # type: ignore[union-attr]
+        img_size=config.img_size,
+        in_chans=config.in_chans,
         mean=mean,
         std=std,
         interpolation=weights.interpolation if weights else "bicubic",

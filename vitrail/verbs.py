@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from vitrail.comparison.report import write_report
@@ -29,7 +30,7 @@ def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume
 
 def _fresh(recipe: Recipe) -> Path:
     """A run folder that does not exist yet."""
-    data = Path(recipe.data.source.removeprefix("hf:")).stem.strip("{}*") or "data"
+    data = re.sub(r"[^\w.-]+", "-", Path(recipe.data.source.removeprefix("hf:")).stem).strip("-.") or "data"
     model = recipe.model.rpartition(":")[2]
     number = 1
     while (folder := Path("runs") / f"{data}-{model}-{number}").exists():

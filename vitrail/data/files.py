@@ -6,9 +6,8 @@ import glob
 from collections.abc import Iterable
 from pathlib import Path
 
+from vitrail.data.folders import EXTENSIONS
 from vitrail.errors import UserError, did_you_mean
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def find_images(names: Iterable[str | Path]) -> list[Path]:
@@ -20,9 +19,9 @@ def find_images(names: Iterable[str | Path]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
             if not inside:
-                raise UserError(f"the folder {path} holds no image ({', '.join(sorted(SUFFIXES))})")
+                raise UserError(f"the folder {path} holds no image ({', '.join(sorted(EXTENSIONS))})")
             found += inside
         elif path.exists():
             found.append(path)

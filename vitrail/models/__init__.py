@@ -171,17 +171,8 @@ def _docstring(file: Path) -> str:
 def _variants(file: Path) -> list[str]:
     """The keys of the file's VARIANTS, read from its text."""
     for node in _syntax(file).body:
-        target = (
-            node.targets[0]
-            if isinstance(node, ast.Assign)
-            else node.target
-            if isinstance(node, ast.AnnAssign)
-            else None
-        )
-        if (
-            isinstance(target, ast.Name)
-            and target.id == "VARIANTS"
-            and isinstance(getattr(node, "value", None), ast.Dict)
-        ):
-            return [ast.literal_eval(key) for key in node.value.keys if key is not None]  # type: ignore[union-attr]
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            names = [target.id for target in node.targets if isinstance(target, ast.Name)]
+            if names == ["VARIANTS"]:
+                return [ast.literal_eval(key) for key in node.value.keys if key is not None]
     return []

@@ -177,7 +177,7 @@ class Model(nn.Module):
         """The authors' initialisation, with big_vision's deviation for positions: all of it follows the width."""
         init_xavier(self)
         nn.init.trunc_normal_(self.patch_embed.proj.weight, std=self.patch_embed.proj.weight[0].numel() ** -0.5)
-        nn.init.zeros_(self.patch_embed.proj.bias)
+        nn.init.zeros_(self.patch_embed.proj.get_parameter("bias"))
         nn.init.normal_(self.pos_embed, std=self.config.embed_dim**-0.5)
         for token in self.prefix_tokens():
             nn.init.zeros_(token)

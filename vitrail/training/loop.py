@@ -13,6 +13,7 @@ import logging
 import math
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,9 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
     mean, std = normalisation(recipe, in_chans)
     with torch.device("meta"):
         default = replace(recipe, model=model, pretrained=False, initial_checkpoint="")
-        config = build(default, len(source.classes)).config  # names a wrong model or size before anything is written
-    data = replace(recipe.data, img_size=config.img_size, in_chans=in_chans, mean=mean, std=std)  # type: ignore[union-attr]
+        # names a wrong model or size before anything is written
+        config: Any = build(default, len(source.classes)).config
+    data = replace(recipe.data, img_size=config.img_size, in_chans=in_chans, mean=mean, std=std)
     return scaled_for_batch(replace(recipe, model=model, data=data))
 
 
@@ -114,16 +116,25 @@ class Trainer:
         self.split = "val" if "val" in source.splits else "test"
         train, held_out = source.splits["train"], source.splits[self.split]
         transform = train_transform(
-            recipe.augment, img_size=data.img_size, mean=data.mean, std=data.std, interpolation=data.interpolation
+            recipe.augment,
+            img_size=data.img_size,
+            mean=data.mean,
+            std=data.std,
+            interpolation=data.interpolation,
+            crop_pct=data.crop_pct,
         )
-        common = {"batch_size": data.batch_size, "workers": data.workers, "seed": recipe.seed}
-        enough = len(train) >= data.batch_size  # a set smaller than one batch is that batch
-        self.loader = Loader(
-            train, transform, shuffle=True, drop_last=enough, num_classes=len(source.classes), **common
+        loader = partial(
+            Loader,
+            batch_size=data.batch_size,
+            workers=data.workers,
+            seed=recipe.seed,
+            num_classes=len(source.classes),
         )
-        self.watched = Loader(held_out, preprocessing(data), shuffle=False, num_classes=len(source.classes), **common)
+        # a last batch that is not full would weigh its images more; a set smaller than one batch is that batch
+        self.loader = loader(train, transform, shuffle=True, drop_last=len(train) >= data.batch_size)
+        self.watched = loader(held_out, preprocessing(data), shuffle=False)
         self.model = build(recipe, len(source.classes)).to(self.device)
-        self.compiled = torch.compile(self.model) if recipe.compile else self.model
+        self.compiled: Any = torch.compile(self.model) if recipe.compile else self.model
         self.optimizer = optimizer(self.model, recipe.optim)
         self.ema = moving_average(self.model, recipe.ema) if recipe.ema else None
         self.epoch, self.step, self.history = 0, 0, []  # type: tuple[int, int, list[Record]]

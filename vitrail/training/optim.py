@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,7 +55,7 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     short run is not an average over its random start."""
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
         t = float(count)
         weight = 1 - min(decay, (1 + t) / (10 + t))
         for mean, value in zip(averaged, current, strict=True):

@@ -6,7 +6,7 @@ import functools
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 TABLE = Path(__file__).parent.parent / "models" / "weights.toml"
 
@@ -22,7 +22,7 @@ class Official:
     licence: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    interpolation: str
+    interpolation: Literal["nearest", "bilinear", "bicubic"]
     crop_pct: float
     num_classes: int
     repo: str | None = None
