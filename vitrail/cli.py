@@ -42,6 +42,8 @@ def main() -> None:
     except BrokenPipeError:  # as in `vitrail recipes | head -1`: what is still unwritten goes nowhere
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
+    except OSError as error:  # a full disk, a folder that may not be entered: the system's own words
+        code = _say(f"{error.filename or 'cannot write'}: {error.strerror or error}", 1)
     sys.exit(code)
 
 

@@ -19,8 +19,13 @@ from vitrail import models, recipes
 from vitrail.errors import UserError, did_you_mean
 from vitrail.recipe import Recipe, smoke
 
-Json = Annotated[FlagCreatePairsOff[bool], arg(name="json")]
-Pretrained = Annotated[FlagCreatePairsOff[bool], arg(name="pretrained")]
+Json = Annotated[
+    FlagCreatePairsOff[bool], arg(name="json", help="Print one JSON object on standard output and nothing else.")
+]
+Pretrained = Annotated[
+    FlagCreatePairsOff[bool], arg(name="pretrained", help="Use the official weights of a model's name.")
+]
+RunName = Annotated[Positional[str], arg(metavar="RUN", help="A run folder, or a model's name.")]
 Images = Annotated[Positional[tuple[str, ...]], arg(metavar="IMAGE...")]
 OptionalData = Annotated[Positional[str | None], arg(metavar="[DATA]")]
 
@@ -85,7 +90,6 @@ def _train_arguments(default: Recipe, arguments: list[str]) -> dict[str, Any]:
             out: The run folder to make. Without: runs/DATA-MODEL-1.
             resume: Go on with this run folder instead of starting one.
             smoke_test: Try the recipe: the same code on 8 images, two steps.
-            as_json: Print one JSON object on standard output and nothing else.
         """
         changed = bool(source or recipe or out or smoke_test or config != default)
         recipe = recipe or ("quickstart" if (source or config.data.source) == "digits" else "scratch")
@@ -108,7 +112,7 @@ def _train_arguments(default: Recipe, arguments: list[str]) -> dict[str, Any]:
 
 
 def evaluate(
-    run: Positional[str],
+    run: RunName,
     data: OptionalData = None,
     /,
     *,
@@ -119,11 +123,8 @@ def evaluate(
     """Score a run on the images held out of its own data, or on DATA.
 
     Args:
-        run: A run folder, or a model's name.
         data: Another source with the same classes.
         split: Which images. Without: test where there is one, else val.
-        pretrained: Use the official weights of a model's name.
-        as_json: Print one JSON object on standard output and nothing else.
     """
     from vitrail.training.evaluate import evaluate
 
@@ -143,7 +144,7 @@ def evaluate(
 
 
 def predict(
-    run: Positional[str],
+    run: RunName,
     images: Images,
     /,
     *,
@@ -154,11 +155,8 @@ def predict(
     """Classes and probabilities of image files.
 
     Args:
-        run: A run folder, or a model's name.
         images: Files, folders or patterns.
         top: How many classes to name for each image.
-        pretrained: Use the official weights of a model's name.
-        as_json: Print one JSON object on standard output and nothing else.
     """
     from vitrail.run import load
     from vitrail.training.predict import predict
@@ -186,7 +184,7 @@ def predict(
 
 
 def explain(
-    run: Positional[str],
+    run: RunName,
     images: Images,
     /,
     *,
@@ -198,12 +196,9 @@ def explain(
     """Pictures of what the model looks at: photograph, map, overlay, predicted class.
 
     Args:
-        run: A run folder, or a model's name.
         images: Files, folders or patterns.
         method: Without: rollout where the model has attention, gradcam where it has none.
         out: The folder for the PNG files.
-        pretrained: Use the official weights of a model's name.
-        as_json: Print one JSON object on standard output and nothing else.
     """
     from vitrail.interpretability.explain import explain
     from vitrail.run import load
@@ -228,13 +223,13 @@ def explain(
         print(f"{run}: {opened.weights}", file=sys.stderr)
 
 
-def export(run: Positional[str], out: Positional[Path], /, *, pretrained: Pretrained = False) -> None:
+def export(
+    run: RunName, out: Annotated[Positional[Path], arg(metavar="OUT")], /, *, pretrained: Pretrained = False
+) -> None:
     """Write a model to a file that other programs read; it is reloaded and compared before it is kept.
 
     Args:
-        run: A run folder, or a model's name.
         out: A file ending in .safetensors, .onnx or .pt2.
-        pretrained: Use the official weights of a model's name.
     """
     from vitrail.formats import export
     from vitrail.run import load
@@ -245,12 +240,13 @@ def export(run: Positional[str], out: Positional[Path], /, *, pretrained: Pretra
 # ---------------------------------------------------------------------- architectures and recipes
 
 
-def list_models(pattern: Positional[str] = "*", /, *, as_json: Json = False) -> None:
+def list_models(
+    pattern: Annotated[Positional[str], arg(metavar="[PATTERN]")] = "*", /, *, as_json: Json = False
+) -> None:
     """Every architecture that matches, with the figures its paper or release prints.
 
     Args:
         pattern: Shell wildcards; without one, any name that contains it.
-        as_json: Print one JSON object on standard output and nothing else.
     """
     rows = models.summaries(pattern)
     if not rows:
@@ -265,12 +261,11 @@ def list_models(pattern: Positional[str] = "*", /, *, as_json: Json = False) -> 
     print(f"{len(rows)} names", file=sys.stderr)
 
 
-def show(name: Positional[str], /, *, as_json: Json = False) -> None:
+def show(name: Annotated[Positional[str], arg(metavar="NAME")], /, *, as_json: Json = False) -> None:
     """One architecture: its paper, what differs, its settings, its printed figures, where its weights live.
 
     Args:
         name: A name from `vitrail models`, or ./my_file.py:name.
-        as_json: Print one JSON object on standard output and nothing else.
     """
     about = models.describe(name)
     if as_json:
@@ -282,11 +277,7 @@ def show(name: Positional[str], /, *, as_json: Json = False) -> None:
 
 
 def list_recipes(*, as_json: Json = False) -> None:
-    """The published ways to train, one line each.
-
-    Args:
-        as_json: Print one JSON object on standard output and nothing else.
-    """
+    """The published ways to train, one line each."""
     known = recipes.list_recipes()
     if as_json:
         _print_json({"recipes": known})
@@ -295,7 +286,9 @@ def list_recipes(*, as_json: Json = False) -> None:
         print(f"{name:<22}{about}")
 
 
-def copy(family: Positional[str], file: Positional[Path], /) -> None:
+def copy(
+    family: Annotated[Positional[str], arg(metavar="FAMILY")], file: Annotated[Positional[Path], arg(metavar="FILE")], /
+) -> None:
     """Copy an architecture's file, to change it and train it.
 
     Args:
@@ -330,7 +323,6 @@ def doctor(
     Args:
         data: digits, a folder, cifar10 and kin, hf:NAME, a .npz, a .csv, or tar shards.
         out: Where the findings are written as JSON.
-        as_json: Print one JSON object on standard output and nothing else.
     """
     from vitrail.checkpoint import write_file
     from vitrail.data.doctor import doctor, print_findings

@@ -152,7 +152,9 @@ def _load_folder(folder: Path) -> Run:
         try:
             state, weights = load_file(file), f"trained in {folder}"
         except Exception as error:  # safetensors has one exception class of its own, for anything malformed
-            raise UserError(f"{file} is damaged: {error}; continue the run with `vitrail train --resume`") from error
+            raise UserError(
+                f"{file} is damaged ({error}); delete it, and `vitrail train --resume {folder}` writes it anew"
+            ) from error
     else:
         saved = checkpoint.load(folder / "checkpoints")
         if saved is None:
@@ -164,7 +166,8 @@ def _load_folder(folder: Path) -> Run:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise UserError(f"the weights in {folder} are not those of {recipe.model}: {error}") from error
+        reason = " ".join(str(error).split())[:300]  # torch lists every key on a line of its own
+        raise UserError(f"the weights in {folder} are not those of {recipe.model}: {reason}") from error
     return Run(model.eval(), recipe, classes, weights, folder)
 
 

@@ -69,7 +69,7 @@ def fit(recipe: Recipe, out: Path) -> Path:
 def resume(out: Path) -> Path:
     """Go on with the run in `out` from its last whole checkpoint; a finished run is returned as it is."""
     recipe, classes = read_recipe(out)
-    if (out / "final.json").exists():
+    if (out / "final.json").exists() and (out / "model.safetensors").exists():
         logger.warning("%s is finished; nothing is left to train", out)
         return out
     source = open_data(recipe)
@@ -161,6 +161,8 @@ class Trainer:
         """The inverse of `state`. Raises UserError where it is that of another model, recipe or set of images."""
         try:
             self.model.load_state_dict(state["model"])
+            if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
+                raise ValueError(f"its optimiser is not {self.recipe.optim.name}")  # torch would take it as it is
             self.optimizer.load_state_dict(state["optimizer"])
             if self.ema:
                 self.ema.load_state_dict(state["ema"])

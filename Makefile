@@ -1,0 +1,28 @@
+.PHONY: setup check static test slow row table smoke
+
+setup:            ## everything a contributor needs, into the active environment
+	pip install -e ".[test]"
+
+check: static     ## before every commit: style, types, the tests that take a minute
+	pytest -q --ignore tests/test_models.py --ignore tests/test_cnn.py --ignore tests/test_recipes.py
+
+static:           ## style, types, README in step with the sources
+	ruff check .
+	ruff format --check .
+	mypy
+	python docs/make_readme.py --check
+
+test:             ## what CI runs
+	pytest
+
+slow:             ## what takes minutes or gigabytes
+	pytest -m slow
+
+row:              ## one architecture: make row MODEL=deit
+	pytest -n 0 tests/test_models.py tests/test_cnn.py -k "$(MODEL)"
+
+table:            ## README's file tree and table of architectures, from the sources
+	python docs/make_readme.py
+
+smoke:            ## every recipe, two steps
+	pytest tests/test_recipes.py

@@ -1,0 +1,68 @@
+"""Write the README's file tree and table of architectures from the sources, or with --check say whether they are stale."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from vitrail.models import FOLDER, summaries, title
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PACKAGES = ["layers", "weights", "models", "data", "training", "interpretability", "recipes", "comparison"]
+
+
+def tree() -> str:
+    """One line a file of the top level and a line a package with its files."""
+    lines = ["vitrail/"]
+    for path in sorted((ROOT / "vitrail").glob("[a-z]*.py")):
+        lines.append(f"  {path.name:<20}{first_sentence(path)}")
+    for package in PACKAGES:
+        files = sorted(path.stem for path in (ROOT / "vitrail" / package).glob("[a-z]*.py"))
+        lines.append(f"  {package + '/':<20}{first_sentence(ROOT / 'vitrail' / package / '__init__.py')}")
+        line = " " * 22
+        for file in files:
+            if len(line) + len(file) > 110:
+                lines.append(line.rstrip())
+                line = " " * 22
+            line += file + " "
+        lines.append(line.rstrip())
+    return "```\n" + "\n".join(lines) + "\n```"
+
+
+def first_sentence(path: Path) -> str:
+    """Of a file's docstring."""
+    text = " ".join((ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split())
+    return text.split(". ")[0].rstrip(".")
+
+
+def table() -> str:
+    """One row a family: file, names, paper."""
+    names = defaultdict(list)
+    for row in summaries():
+        stem = max((p.stem for p in FOLDER.glob("[a-z]*.py") if row["name"].startswith(p.stem)), key=len)
+        names[stem].append(row["name"])
+    lines = ["| file | names | paper |", "|---|---|---|"]
+    for stem, found in names.items():
+        docstring = ast.get_docstring(ast.parse((FOLDER / f"{stem}.py").read_text(encoding="utf-8"))) or ""
+        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+        lines.append(f"| `{stem}` | `{found[0]}`{more} | {title(docstring)} |")
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """`text` with the parts between the markers made anew."""
+    for name, content in (("tree", tree()), ("table", table())):
+        begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+        before, rest = text.split(begin)
+        text = f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+if __name__ == "__main__":
+    current = README.read_text(encoding="utf-8")
+    if "--check" in sys.argv and filled(current) != current:
+        sys.exit("README.md is stale: run `make table`")
+    README.write_text(filled(current), encoding="utf-8")
