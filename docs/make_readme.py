@@ -1,4 +1,4 @@
-"""Write the README's file tree and table of architectures from the sources, or with --check say whether they are stale."""
+"""Write the README's file tree and table from the sources, or with --check say whether they are stale."""
 
 from __future__ import annotations
 

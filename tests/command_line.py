@@ -30,7 +30,7 @@ class Said(NamedTuple):
 
 def vitrail(*words: object) -> Said:
     """Run `vitrail WORDS...`. Whatever it raises except the end of the program is a bug, and fails the test."""
-    out, err = io.StringIO(), io.StringIO()
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
     with (
         mock.patch.object(sys, "argv", ["vitrail", *map(str, words)]),
         mock.patch.object(logging.root, "handlers", []),  # so that main() says warnings on this standard error
@@ -40,8 +40,15 @@ def vitrail(*words: object) -> Said:
         try:
             cli.main()
         except SystemExit as end:
-            return Said(int(end.code or 0), out.getvalue(), err.getvalue())
+            return Said(int(end.code or 0), *map(text, (out, err)))
     raise AssertionError("main() returned without an exit code")
+
+
+def text(stream: io.TextIOWrapper) -> str:
+    """What was written to a stream in memory."""
+    stream.flush()
+    assert isinstance(stream.buffer, io.BytesIO)
+    return stream.buffer.getvalue().decode()
 
 
 def tiny_run(out: Path) -> Path:

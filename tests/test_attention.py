@@ -18,7 +18,7 @@ def qkv(n: int, m: int, lead: tuple[int, ...] = (2, 3)) -> list[torch.Tensor]:
 
 
 BIASES = {
-    "none": lambda n, m: None,
+    "none": lambda *_: None,
     "float": lambda n, m: torch.randn(3, n, m, dtype=torch.float64, requires_grad=True),
     "bool": lambda n, m: torch.rand(2, 1, n, m) > 0.4,
     "broadcast": lambda n, m: torch.randn(1, 1, n, m, dtype=torch.float64),

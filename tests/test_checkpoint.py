@@ -70,7 +70,7 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path: Path, where: str) -> N
     (tmp_path / "file").write_text("here")
     with pytest.raises(UserError, match=r"^cannot write .*a: [A-Z][^;]*; free some space or choose another folder$"):
         checkpoint.write_file(tmp_path / where, "x")
-    with pytest.raises(UserError, match="^cannot write the checkpoint .*there is no earlier checkpoint"):
+    with pytest.raises(UserError, match=r"^cannot write the checkpoint .*there is no earlier checkpoint"):
         checkpoint.save(tmp_path / ("file" if where == "missing/a" else where), 1, state(1))
     assert names(tmp_path) == ["file"]
 
@@ -157,7 +157,7 @@ def test_all_damaged_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     for name in names(tmp_path):
         (tmp_path / name / "state.pt").write_bytes(b"zeros")
-    with pytest.raises(UserError, match="^every checkpoint in .* is damaged; train anew with another --out$"):
+    with pytest.raises(UserError, match=r"^every checkpoint in .* is damaged; train anew with another --out$"):
         checkpoint.load(tmp_path)
 
 
@@ -298,7 +298,7 @@ def test_a_run_that_fills_the_disk_goes_on_when_there_is_space(
     done = 0
 
     class Filling(loop.Display):
-        def step(self, *figures: Any) -> None:
+        def step(self, *_: Any) -> None:
             nonlocal done
             done += 1
             if moment == f"step {done}":

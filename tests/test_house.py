@@ -170,7 +170,8 @@ def test_attention_is_computed_in_one_file() -> None:
         "TransformerDecoderLayer",
     }
     soft = {"softmax", "log_softmax", "Softmax", "Softmax2d"}
-    wrong, right = [], []
+    wrong: list[str] = []
+    right: list[str] = []
     for path, tree in TREES.items():
         refused = fused | (soft if wing(path) in ("layers", "models") else set())
         for node in ast.walk(tree):

@@ -1,7 +1,8 @@
-"""Runs that survive: `vitrail train` in processes of their own, stopped by signals and killed, ends with the same bits.
+"""Runs that survive: stopped, refused or killed at any moment, they end with the same bits as if nothing had happened.
 
-A process is forked from a server that has torch imported, so that starting one takes no seconds; it then does what
-`vitrail ARGUMENTS` does, up to its exit code. Kills are SIGKILL from outside, which no code of the child sees.
+The killed ones are processes of their own. Each is forked from a server that has torch imported, so that starting one
+takes no seconds; it then does what `vitrail ARGUMENTS` does, up to its exit code. Kills are SIGKILL from outside, which
+no code of the child sees.
 """
 
 from __future__ import annotations
@@ -10,23 +11,124 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_runs import bits, distance, stopped, stopping, tiny, weights
+
+from vitrail.errors import Interrupted, UserError
+from vitrail.recipe import from_json, to_json
+from vitrail.run import build, load
+from vitrail.training import loop
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(
-    ["vitrail.verbs", "vitrail.commands", "torch.utils.tensorboard", "torch._dynamo", "pytest"]
-    + ["sklearn.datasets", "sklearn.metrics"]
-)
+LIBRARIES = ["torch.utils.tensorboard", "torch._dynamo", "sklearn.datasets", "sklearn.metrics", "pytest"]
+PROCESSES.set_forkserver_preload(["vitrail.verbs", "vitrail.commands", *LIBRARIES])
 TRAIN = ["train", "--out", "run", "--data.limit", "200", "--data.batch-size", "64", "--checkpoint-minutes", "0"]
 RESUME = ["train", "--resume", "run"]
+
+
+# ---------------------------------------------------------------------- in this process
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of `tiny()`."""
+    return loop.fit(tiny(), tmp_path_factory.mktemp("plain") / "run")
+
+
+@pytest.mark.parametrize(("step", "number"), [(1, signal.SIGINT), (3, signal.SIGTERM), (5, signal.SIGTERM)])
+def test_a_stopped_run_goes_on_to_the_same_bits(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, number: int
+) -> None:
+    before = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)]
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        stopping(patched, step, number)
+        with pytest.raises(
+            Interrupted, match=rf"^stopped at step {step}, saved .*step-0000000{step}; --resume"
+        ) as stop:
+            loop.fit(tiny(), out)
+    assert stop.value.signum == number
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD)] == before
+    assert load(out).weights == f"step {step} of {out}, unfinished"
+    loop.resume(out)
+    assert bits(out) == bits(plain)
+    timeless = [
+        [{**json.loads(line), "images_per_s": 0} for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (out, plain)
+    ]
+    assert timeless[0] == timeless[1]
+
+
+def test_a_finished_run_is_left_as_it_is(plain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = {path: path.stat().st_mtime_ns for path in plain.rglob("*")}
+    assert loop.resume(plain) == plain
+    assert "is finished; nothing is left to train" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in plain.rglob("*")} == before
+
+
+def test_what_is_no_run_is_not_resumed(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=r"is not a run folder: it has no recipe\.json$"):
+            loop.resume(folder)
+
+
+def test_the_checkpoint_of_another_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = stopped(monkeypatch, tmp_path / "run", 2, tiny())
+    recipe = from_json((out / "recipe.json").read_text())
+    other = replace(recipe, model="vit_pico_patch4_32", data=replace(recipe.data, img_size=32))
+    (out / "recipe.json").write_text(to_json(other))
+    with pytest.raises(UserError, match=r"^the checkpoint in .* was written by another recipe.*Missing key") as error:
+        loop.resume(out)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match=r"are not those of vit_pico_patch4_32") as error:
+        load(out)
+    assert "\n" not in str(error.value)
+    (out / "recipe.json").write_text(to_json(replace(recipe, optim=replace(recipe.optim, name="sgd"))))
+    with pytest.raises(UserError, match=r"was written by another recipe .*its optimiser is not sgd"):
+        loop.resume(out)
+    (out / "recipe.json").write_text(to_json(recipe))
+    loop.resume(out)
+    assert (out / "final.json").exists()
+
+
+def test_weights_that_a_run_started_from_may_be_gone(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tmp_path / "start.safetensors"
+    start.write_bytes(bits(plain))
+    recipe = tiny(initial_checkpoint=str(start), optim__lr=1e-5)
+    straight = loop.fit(recipe, tmp_path / "straight")
+    random = build(load(plain).recipe, 10).state_dict()
+    assert distance(weights(straight), weights(plain)) < 0.1 * distance(weights(straight), random)
+    out = stopped(monkeypatch, tmp_path / "run", 4, recipe)
+    start.unlink()
+    loop.resume(out)
+    assert bits(out) == bits(straight)
+
+
+def test_damaged_weights_are_written_anew(plain: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(plain, tmp_path / "run")
+    (out / "model.safetensors").write_bytes(bits(plain)[:1000])
+    with pytest.raises(
+        UserError, match=r"model.safetensors is damaged .*; delete it, and `vitrail train --resume .*run`"
+    ):
+        load(out)
+    (out / "model.safetensors").unlink()
+    loop.resume(out)
+    assert bits(out) == bits(plain)
+
+
+# ---------------------------------------------------------------------- in processes of their own
 
 
 def vitrail(folder: Path, arguments: list[str]) -> None:
@@ -184,7 +286,8 @@ def test_twenty_runs_killed_at_random_moments(tmp_path: Path) -> None:
     for number in range(20):
         folder = tmp_path / str(number)
         process = launch(folder, train)
-        step, more = draw.randint(0, 30 - number % 2 * 2), draw.uniform(0, pace)
+        step = {0: 0, 2: 30}.get(number, draw.randint(1, 28))
+        more = draw.uniform(0, pace)
         wait_for(process, lambda folder=folder, step=step: steps(folder) >= step)  # type: ignore[misc]
         time.sleep(more)
         if number % 2:
@@ -200,6 +303,8 @@ def test_twenty_runs_killed_at_random_moments(tmp_path: Path) -> None:
         assert outcome(folder) == expected
     print(f"{kills}; {1000 * pace:.0f} ms a step, its checkpoint included")
     assert kills["inside a save"] >= 5
+    assert kills["before the first checkpoint"] >= 1
+    assert kills["after the last step"] >= 1
 
 
 @pytest.mark.slow

@@ -217,8 +217,8 @@ class Trainer:
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         held_out = ", ".join(f"{len(split[name]):,} to {name}" for name in ("val", "test") if name in split)
         display.say(
-            f"{recipe.model} ({parameters:,} parameters) on {self.source.name}: {len(split['train']):,} images to train, "
-            f"{held_out}, {len(self.source.classes)} classes"
+            f"{recipe.model} ({parameters:,} parameters) on {self.source.name}: "
+            f"{len(split['train']):,} images to train, {held_out}, {len(self.source.classes)} classes"
         )
         for note in self.source.notes:
             display.say(note)

@@ -41,7 +41,7 @@ def scaled_for_batch(recipe: Recipe) -> Recipe:
 
 
 def learning_rate(step: int, steps_per_epoch: int, peak: float, schedule: Schedule) -> float:
-    """Of update number `step` (from 0): linear from 0 to `peak` over the warm-up, then a half cosine to min_lr * peak."""
+    """Of update `step`, from 0: linear from 0 to `peak` over the warm-up, then a half cosine to min_lr * peak."""
     warmup = schedule.warmup_epochs * steps_per_epoch
     if step < warmup:
         return peak * (step + 1) / (math.floor(warmup) + 1)
