@@ -35,7 +35,8 @@ def write_file(path: Path, content: bytes | str) -> None:
     temporary = _aside(path)
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            # a file's name need not be UTF-8; what is not becomes the escape that JSON reads back
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

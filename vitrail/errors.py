@@ -19,6 +19,14 @@ class Interrupted(Exception):
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """The nearest of `names` as the end of a sentence (``; did you mean 'vit_tiny_patch16_224'?``), or nothing."""
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    """The nearest of `names` as the end of a sentence, "; did you mean 'vgg16'?", or nothing."""
+
+    def likeness(candidate: str) -> float:
+        # a name that was cut short is near to one that begins like it
+        whole, start = (
+            difflib.SequenceMatcher(None, name, text).ratio() for text in (candidate, candidate[: len(name)])
+        )
+        return max(whole, 0.99 * start)
+
+    near = max(names, key=likeness, default="")
+    return f"; did you mean '{near}'?" if near and likeness(near) >= 0.6 else ""

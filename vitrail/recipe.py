@@ -155,8 +155,10 @@ def from_json(text: str, where: Path | str = "recipe.json") -> Recipe:
     return _build(Recipe, json.loads(text), str(where))
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+def _build(cls: type, values: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
+    if not isinstance(values, dict):
+        raise UserError(f"{where}: {cls.__name__} is {values!r}; it must be an object with {', '.join(hints)}")
     for key in values:
         if key not in hints:
             raise UserError(f"{where}: {cls.__name__} has no field '{key}'{did_you_mean(key, hints)}")

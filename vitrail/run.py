@@ -51,6 +51,8 @@ def load(run: str | Path | Run, *, pretrained: bool = False) -> Run:
     if isinstance(run, Run):
         return run
     folder = Path(run)
+    if folder.is_dir() and pretrained:
+        raise UserError(f"{folder} is a run with weights of its own; leave --pretrained away, or name a model")
     if folder.is_dir():
         return _load_folder(folder)
     name = str(run)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from vitrail.comparison.report import write_report
 from vitrail.errors import UserError
-from vitrail.models import describe
 from vitrail.recipe import Recipe
 from vitrail.training import loop
-
-logger = logging.getLogger("vitrail")
 
 
 def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume: str | Path | None = None) -> Path:
@@ -28,17 +23,9 @@ def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume
         folder = loop.resume(Path(resume))
     else:
         assert recipe is not None
-        folder = loop.fit(_suited(recipe), Path(out) if out else _fresh(recipe))
+        folder = loop.fit(recipe, Path(out) if out else _fresh(recipe))
     write_report(folder)
     return folder
-
-
-def _suited(recipe: Recipe) -> Recipe:
-    """Without stochastic depth where the model has none, so that a transformer's recipe also trains a CNN."""
-    if not recipe.drop_path or "drop_path_rate" in describe(recipe.model)["config"]:
-        return recipe
-    logger.warning("%s has no stochastic depth: drop_path %g is left out", recipe.model, recipe.drop_path)
-    return replace(recipe, drop_path=0.0)
 
 
 def _fresh(recipe: Recipe) -> Path:

@@ -21,10 +21,11 @@ import torch
 from torch import nn
 
 from vitrail import checkpoint
-from vitrail.data.augment import train_transform
+from vitrail.data.augment import adapt_channels, train_transform
 from vitrail.data.loader import Batch, Loader, hash_seed
 from vitrail.data.sources import Source
 from vitrail.errors import Interrupted, UserError
+from vitrail.models import describe
 from vitrail.recipe import Recipe
 from vitrail.run import (
     Run,
@@ -92,7 +93,11 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
     if ":" in model:  # a file of one's own is found again from any folder
         path, _, name = model.rpartition(":")
         model = f"{Path(path).resolve()}:{name}"
+    if recipe.drop_path and "drop_path_rate" not in describe(model)["config"]:
+        logger.warning("%s has no stochastic depth: drop_path %g is left out", model, recipe.drop_path)
+        recipe = replace(recipe, drop_path=0.0)
     in_chans = recipe.data.in_chans or source.in_chans
+    adapt_channels(torch.empty(source.in_chans, 1, 1), in_chans)  # refuses what no image can be turned into
     mean, std = normalisation(recipe, in_chans)
     with torch.device("meta"):
         default = replace(recipe, model=model, pretrained=False, initial_checkpoint="")

@@ -42,7 +42,7 @@ class Display:
 
     def say(self, line: str) -> None:
         """A line above the bar."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False, emoji=False, soft_wrap=True)
 
     def step(self, epoch: int, loss: float, rate: float) -> None:
         """One update done; `epoch` counts from 0, `rate` is images a second."""
