@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from tiny_runs import bits, distance, stopped, stopping, tiny, weights
 
+from vitrail.data.loader import Batch
 from vitrail.errors import Interrupted, UserError
 from vitrail.recipe import from_json, to_json
 from vitrail.run import build, load
@@ -32,7 +33,8 @@ from vitrail.training import loop
 PROCESSES = multiprocessing.get_context("forkserver")
 LIBRARIES = ["torch.utils.tensorboard", "torch._dynamo", "sklearn.datasets", "sklearn.metrics", "pytest"]
 PROCESSES.set_forkserver_preload(["vitrail.verbs", "vitrail.commands", *LIBRARIES])
-TRAIN = ["train", "--out", "run", "--data.limit", "200", "--data.batch-size", "64", "--checkpoint-minutes", "0"]
+SETTINGS = "--data.limit 200 --data.batch-size 64 --augment.mixup 0.2 --drop-path 0.1 --checkpoint-minutes 0"
+TRAIN = ["train", "--out", "run", *SETTINGS.split()]
 RESUME = ["train", "--resume", "run"]
 
 
@@ -67,6 +69,26 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         for folder in (out, plain)
     ]
     assert timeless[0] == timeless[1]
+
+
+def test_a_signal_that_ends_the_loader_s_processes_first(
+    plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ending(loop.Loader):
+        def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+            if epoch == 1:
+                signal.raise_signal(signal.SIGTERM)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+            return super().epoch(epoch, start)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "Loader", Ending)
+        with pytest.raises(Interrupted, match=r"^stopped at step 3, saved"):
+            loop.fit(tiny(data__workers=2), out)
+    loop.resume(out)
+    assert bits(out) == bits(plain)
 
 
 def test_a_finished_run_is_left_as_it_is(plain: Path, caplog: pytest.LogCaptureFixture) -> None:

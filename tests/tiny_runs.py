@@ -19,13 +19,14 @@ from vitrail.training import loop
 
 
 def tiny(**changes: Any) -> Recipe:
-    """96 digits, two epochs of three steps; `data__limit=64` changes recipe.data.limit."""
+    """96 digits, two epochs of three steps, all that is random on; `data__limit=64` changes recipe.data.limit."""
     recipe = Recipe(
         data=Data(limit=96, batch_size=32, workers=0),
-        augment=Augment(crop="padded", crop_padding=1, rotate=10.0),
+        augment=Augment(crop="padded", crop_padding=1, rotate=10.0, mixup=0.2, cutmix=1.0),
         optim=Optim(lr=2e-3, clip_grad=1.0),
         schedule=Schedule(epochs=2, warmup_epochs=1.0),
         label_smoothing=0.1,
+        drop_path=0.1,
         ema=0.99,
     )
     for path, value in changes.items():
