@@ -12,6 +12,7 @@ from command_line import vitrail
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
+SMALL = ["--model", "vit_pico_patch2_8", "--data.img-size", "32"]  # a few seconds a command
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -48,7 +49,7 @@ def test_the_commands_run_in_the_order_they_stand() -> None:
             found for word in words for found in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
         ]
         if words[0] == "train":
-            expanded += ["--smoke", *(["--data.img-size", "32"] if "finetune" in words else [])]
+            expanded += ["--smoke", *(SMALL if "finetune" in words else [])]
         result = vitrail(*expanded)
         assert result.code == 0, result.err
     assert Path("runs/photos/report.html").stat().st_size > 10_000
