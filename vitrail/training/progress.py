@@ -19,7 +19,7 @@ class Display:
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:,.0f} images/s"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -27,9 +27,7 @@ class Display:
             disable=not self.console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task(
-            "", total=steps, completed=done, epoch=0, epochs=epochs, loss=float("nan"), rate=0.0
-        )
+        self.task = self.bar.add_task("", total=steps, completed=done, epoch=0, epochs=epochs, status="starting")
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -46,7 +44,7 @@ class Display:
 
     def step(self, epoch: int, loss: float, rate: float) -> None:
         """One update done; `epoch` counts from 0, `rate` is images a second."""
-        self.bar.update(self.task, advance=1, epoch=epoch + 1, loss=loss, rate=rate)
+        self.bar.update(self.task, advance=1, epoch=epoch + 1, status=f"loss {loss:.3f}  {rate:,.0f} images/s")
 
     def epoch(self, record: dict[str, Any]) -> None:
         """The line of a finished epoch, from its record in the log."""
