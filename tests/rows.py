@@ -59,7 +59,6 @@ ROWS = [
     _vit("vit_base_patch16_siglip_512", 94_289_128, pool=1),
     _vit("vit_large_patch16_siglip_256", 316_981_224, 24, pool=1, full=False),
     _vit("vit_large_patch16_siglip_384", 317_308_904, 24, pool=1, full=False),
-    _vit("vit_large_patch16_siglip_512", 317_767_656, 24, pool=1, full=False),
     _vit("vit_base_patch16_siglip_gap_224", 86_566_120),
     _vit("vit_base_patch16_siglip_gap_256", 86_612_200),
     _vit("vit_base_patch16_siglip_gap_384", 86_857_960),
