@@ -336,7 +336,7 @@ def test_no_file_names_a_machine() -> None:
     hosts = "|".join(("artifactory", "nexus", "devpi", r"\.internal\b", r"\.corp\b"))
     pattern = re.compile(rf"(?<![\w.}}*~])/(?:{folders})/\w|(?:{hosts})", re.IGNORECASE)
     assert pattern.search("see /opt/tools/x")
-    assert not pattern.search("https://example.org/work/x and ~/work/x")
+    assert not pattern.search("https://example.org/srv/x and ~/srv/x")
     wrong = []
     for path in tracked():
         if path == Path(__file__):

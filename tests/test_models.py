@@ -60,7 +60,7 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
-def compare_with_timm(row: Row) -> None:
+def assert_equals_timm(row: Row) -> None:
     size = create_config(row.name).img_size
     reference, ours = empty(timm.create_model, row.name), empty(create_model, row.name)
     randomise(reference)
@@ -127,7 +127,7 @@ def test_every_variant_stands_in_the_docstring(family: str) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.full], ids=lambda row: row.name)
 def test_equals_timm(row: Row) -> None:
-    compare_with_timm(row)
+    assert_equals_timm(row)
 
 
 @pytest.mark.parametrize("name", vit_pico.VARIANTS)
@@ -145,7 +145,7 @@ def test_small_sizes_equal_timms_class(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("row", [row for row in ROWS if not row.full], ids=lambda row: row.name)
 def test_large_equals_timm(row: Row) -> None:
-    compare_with_timm(row)
+    assert_equals_timm(row)
 
 
 @kinds
