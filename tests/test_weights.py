@@ -49,7 +49,7 @@ def images(size: int = 32, channels: int = 3) -> Tensor:
     return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def same_logits(ours: nn.Module, reference: nn.Module, x: Tensor | None = None) -> None:
+def assert_same_logits(ours: nn.Module, reference: nn.Module, x: Tensor | None = None) -> None:
     x = images() if x is None else x
     with torch.no_grad():
         want = reference(x)
@@ -140,7 +140,7 @@ def test_google_checkpoint_gives_the_same_logits(tmp_path: Path, prefix: str) ->
     reference = theirs()
     arrays = {prefix + key: value for key, value in as_jax(reference, "vit_jax").items()}
     savez(tmp_path / "w.npz", **arrays)
-    same_logits(create_model(NAME, tmp_path / "w.npz", **TINY), reference)
+    assert_same_logits(create_model(NAME, tmp_path / "w.npz", **TINY), reference)
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -149,7 +149,7 @@ def test_big_vision_checkpoint_gives_the_same_logits(tmp_path: Path, name: str, 
     reference = theirs(name)
     arrays = as_jax(reference, "big_vision")
     savez(tmp_path / "w.npz", **(scanned(arrays) if scan else arrays))
-    same_logits(create_model(name, tmp_path / "w.npz", **TINY), reference)
+    assert_same_logits(create_model(name, tmp_path / "w.npz", **TINY), reference)
 
 
 def test_big_vision_adds_positions_before_the_class_token(tmp_path: Path) -> None:
@@ -159,14 +159,14 @@ def test_big_vision_adds_positions_before_the_class_token(tmp_path: Path) -> Non
     arrays = as_jax(reference, "big_vision")
     arrays["pos_embedding"] = arrays["pos_embedding"][:, 1:]
     savez(tmp_path / "w.npz", **arrays)
-    same_logits(create_model(NAME, tmp_path / "w.npz", **TINY), reference)
+    assert_same_logits(create_model(NAME, tmp_path / "w.npz", **TINY), reference)
 
 
 def test_image_tower_is_taken_from_an_image_text_checkpoint(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     reference = theirs("vit_base_patch16_siglip_224")
     arrays = {f"params/img/{key}": value for key, value in as_jax(reference, "big_vision").items()}
     savez(tmp_path / "w.npz", **arrays, **{"params/txt/head/bias": np.zeros(3), "params/t": np.zeros(1)})
-    same_logits(create_model("vit_base_patch16_siglip_224", tmp_path / "w.npz", **TINY), reference)
+    assert_same_logits(create_model("vit_base_patch16_siglip_224", tmp_path / "w.npz", **TINY), reference)
     assert "2 arrays outside the image tower left out" in caplog.text
 
 
@@ -187,7 +187,7 @@ def test_torchvision_vit_gives_the_same_logits(tmp_path: Path, hidden: int | Non
     model: Any = create_model(
         NAME, saved(reference, tmp_path / "w.safetensors"), representation_size=hidden or 0, **TINY
     )
-    same_logits(model, reference)
+    assert_same_logits(model, reference)
 
 
 def transformers_config(kind: str) -> Any:
@@ -238,7 +238,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path, kind: str, cls: str,
         with pytest.raises(UserError, match="1 not in the model: dist_token"):
             create_model(name, tmp_path, **TINY)
         return
-    same_logits(create_model(name, tmp_path, **TINY), Logits(reference))
+    assert_same_logits(create_model(name, tmp_path, **TINY), Logits(reference))
 
 
 def test_pooler_of_transformers_is_the_pre_training_head(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -270,7 +270,7 @@ def test_scales_of_the_deit3_release_are_renamed(tmp_path: Path) -> None:
         for key, v in reference.state_dict().items()
     }
     torch.save({"model": state}, tmp_path / "w.pth")
-    same_logits(create_model("deit3_small_patch16_224", tmp_path / "w.pth", **TINY), reference)
+    assert_same_logits(create_model("deit3_small_patch16_224", tmp_path / "w.pth", **TINY), reference)
 
 
 # What may differ.
@@ -342,7 +342,7 @@ def test_weights_that_fit_are_loaded_without_a_word(tmp_path: Path, caplog: pyte
     reference = theirs()
     model: Any = create_model(NAME, saved(reference, tmp_path / "w.safetensors"), **TINY)
     assert not caplog.records
-    same_logits(model, reference)
+    assert_same_logits(model, reference)
 
 
 def test_the_first_convolution_and_the_head_of_a_cnn_are_fitted(
@@ -416,14 +416,14 @@ def test_training_checkpoints_are_unwrapped(tmp_path: Path, caplog: pytest.LogCa
     reference = theirs()
     content = wrap(reference.state_dict())
     torch.save(content, tmp_path / "w.pth")
-    same_logits(create_model(NAME, tmp_path / "w.pth", **TINY), reference)
+    assert_same_logits(create_model(NAME, tmp_path / "w.pth", **TINY), reference)
     assert ("averaged weights 'model_ema' are taken" in caplog.text) == ("model_ema" in content)
 
 
 def test_a_run_folder_is_a_source_of_weights(tmp_path: Path) -> None:
     reference = theirs()
     saved(reference, tmp_path / "model.safetensors")
-    same_logits(create_model(NAME, str(tmp_path), **TINY), reference)
+    assert_same_logits(create_model(NAME, str(tmp_path), **TINY), reference)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"holds neither model\.safetensors nor pytorch_model\.bin"):
         read_state_dict(tmp_path / "empty")
@@ -530,7 +530,7 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_official_weights_come_from_the_hubs_cache(offline_hub: Path) -> None:
     reference = theirs()
     hub_cache(offline_hub, NAME, reference)
-    same_logits(create_model(NAME, True, **TINY), reference)
+    assert_same_logits(create_model(NAME, True, **TINY), reference)
 
 
 def test_cached_weights_ask_no_network(offline_hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -561,7 +561,7 @@ def test_official_weights_are_downloaded_when_not_cached(
         return str(path)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    same_logits(create_model(NAME, True, **TINY), reference)
+    assert_same_logits(create_model(NAME, True, **TINY), reference)
     assert asked == [("timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k", "model.safetensors")]
     assert not offline_hub.exists()
 
@@ -593,7 +593,7 @@ def test_torchvisions_weights_come_from_its_cache(tmp_path: Path, monkeypatch: p
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     name = RegNet_Y_400MF_Weights.DEFAULT.url.rpartition("/")[2]
     torch.save(reference.state_dict(), tmp_path / "hub" / "checkpoints" / name)
-    same_logits(create_model("regnet_y_400mf", True), reference, images(64))
+    assert_same_logits(create_model("regnet_y_400mf", True), reference, images(64))
 
 
 def test_torchvisions_weights_out_of_reach_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,6 +145,7 @@ class Trainer:
         self.epoch, self.step, self.history = 0, 0, []  # type: tuple[int, int, list[Record]]
         self.losses = torch.zeros(2, dtype=torch.float64)  # of this epoch: sum over images, images
         self.damaged: set[str] = set()
+        self.images_per_s = 0.0  # of this epoch, so far
 
     # ------------------------------------------------------------------ the state that resumes
 
@@ -293,7 +294,7 @@ class Trainer:
             "split": self.split,
             "val_loss": scored.loss(),
             "val_top1": scored.top(1),
-            "images_per_s": round(getattr(self, "images_per_s", 0.0), 1),
+            "images_per_s": round(self.images_per_s, 1),
             "damaged": len(self.damaged),
         }
         self.losses.zero_()
