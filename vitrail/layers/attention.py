@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,31 @@ from torch import Tensor, nn
 
 Probe = Callable[[nn.Module, Tensor], Tensor]
 _probes: list[Probe] = []
+
+
+class Places(NamedTuple):
+    """Where the tokens of a map (B * G, h, N, M) lie on the picture, for a site that folds an image into G parts.
+
+    `queries` (G, N) and `keys` (G or 1, N or 1, M) count the cells of a grid in reading order; -1 is a token without a
+    place (class token, padding). With more than one key grid (fine and pooled keys) the counts go on from one to the
+    next; a cell of a coarser grid covers its share of the picture.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    query_grid: tuple[int, int]
+    key_grids: tuple[tuple[int, int], ...]
+
+
+class Maps(dict[str, Tensor]):
+    """Recorded attention by the name of the module; `places` says where it lies, for the sites that fold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: dict[str, Places] = {}
+
+
+_watchers: list[Callable[[nn.Module, Places], None]] = []
 
 
 def attend(
@@ -63,6 +89,11 @@ def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None = None, scale
     return logits.softmax(dim=-1)
 
 
+def normalised(x: Tensor, dim: int) -> Tensor:
+    """A softmax that is not attention (weights of branches, normalised keys): nobody records it."""
+    return x.softmax(dim=dim)
+
+
 def observe(site: nn.Module, weights: Tensor) -> Tensor:
     """Show `weights` (..., h, N, M) of `site` to every probe and return them as the probes leave them."""
     for probe in _probes:
@@ -80,25 +111,63 @@ def probing(probe: Probe) -> Iterator[None]:
         _probes.remove(probe)
 
 
+def place(site: nn.Module, places: Callable[[], Places]) -> None:
+    """Tell who records where the tokens of `site` lie; computed only when somebody does.
+
+    A site that attends in windows, rows or neighbourhoods, or over pooled keys, calls this in its pass, and finds the
+    places by folding a picture of indices as it folds its tokens.
+    """
+    for watcher in _watchers:
+        watcher(site, places())
+
+
 @contextmanager
-def record(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+def record(model: nn.Module) -> Iterator[Maps]:
     """Collect the attention of every pass inside the `with`, by the name of the module: a dict that the pass fills.
 
     Each map is (B, h, N, M), its rows sum to 1, and it is part of the graph: gradients reach it, and a later pass
-    overwrites it. The logits are those of an unwatched pass up to rounding. Other models are not recorded. In train
-    mode maps are taken before attention dropout.
+    overwrites it. Sites that fold the picture leave (B * G, h, N, M); `maps.places` says where it lies. The logits are
+    those of an unwatched pass up to rounding. Other models are not recorded. In train mode maps are taken before
+    attention dropout.
     """
     model = getattr(model, "_orig_mod", model)  # torch.compile wraps; the sites belong to what it wraps
     names = {module: name for name, module in model.named_modules()}
-    maps: dict[str, Tensor] = {}
+    maps = Maps()
+
+    def note(site: nn.Module, places: Places) -> None:
+        if site in names:
+            maps.places[names[site]] = places
 
     def keep(site: nn.Module, weights: Tensor) -> Tensor:
         if site in names:
             maps[names[site]] = weights
         return weights
 
-    with probing(keep):
-        yield maps
+    _watchers.append(note)
+    try:
+        with probing(keep):
+            yield maps
+    finally:
+        _watchers.remove(note)
+
+
+def received(weights: Tensor, places: Places) -> Tensor:
+    """What each position of the picture receives from all queries of a folded map, by head: (B * G, h, N, M) ->
+    (B, h, H, W) on the finest key grid. Values sum to 1 less what goes to tokens without a place."""
+    folds, queries = places.queries.shape
+    weights = weights.unflatten(0, (-1, folds)).transpose(1, 2)  # (B, h, G, N, M)
+    asks = (places.queries >= 0)[:, :, None]
+    keys = places.keys.expand(folds, queries, -1)
+    lands = weights * (asks & (keys >= 0)) / asks.sum()
+    counts = [height * width for height, width in places.key_grids]
+    cells = lands.new_zeros(*lands.shape[:2], sum(counts))
+    cells = cells.index_add(2, keys.clamp(min=0).flatten(), lands.flatten(2))
+    fine = places.key_grids[0]
+    picture = lands.new_zeros(*lands.shape[:2], *fine)
+    for part, grid in zip(cells.split(counts, dim=2), places.key_grids, strict=True):
+        share = part.unflatten(2, grid) * (grid[0] * grid[1] / (fine[0] * fine[1]))
+        picture = picture + F.interpolate(share, size=fine, mode="nearest")
+    return picture
 
 
 class Attention(nn.Module):
@@ -107,12 +176,12 @@ class Attention(nn.Module):
     (B, N, D) -> (B, N, D) with D = dim, h = num_heads, d = D / h. `drop` acts on the output.
     """
 
-    def __init__(self, dim: int, num_heads: int, drop: float = 0.0):
+    def __init__(self, dim: int, num_heads: int, drop: float = 0.0, qkv_bias: bool = True):
         super().__init__()
         if dim % num_heads:
             raise ValueError(f"width {dim} is not divisible by {num_heads} heads")
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, dim * 3)
+        self.qkv = nn.Linear(dim, dim * 3, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(drop)
 

@@ -2,22 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between, on each token: (..., D) -> (..., D)."""
+    """Two linear layers with an activation between, on each token: (..., D) -> (..., D), or -> (..., out)."""
 
-    def __init__(self, dim: int, hidden: int, drop: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        drop: float = 0.0,
+        act: Callable[[], nn.Module] = nn.GELU,
+        out: int | None = None,
+    ):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden, dim)
+        self.act = act()
+        self.fc2 = nn.Linear(hidden, out or dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+
+
+class QuickGELU(nn.Module):
+    """x sigmoid(1.702 x), the approximation of GELU that several releases were trained with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
 
 
 class DropPath(nn.Module):
@@ -55,16 +71,16 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """x + drop_path(ls1(attn(norm1(x)))), then the same with the MLP: (B, N, D) -> (B, N, D).
 
-    `attn` and `mlp` are passed in; a paper that scales its branches replaces `ls1` and `ls2`.
+    `attn` and `mlp` are passed in; a paper that scales its branches replaces `ls1` and `ls2`. `eps` is the norms'.
     """
 
-    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0):
+    def __init__(self, dim: int, attn: nn.Module, mlp: nn.Module, drop_path: float = 0.0, eps: float = 1e-6):
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = attn
         self.ls1: nn.Module = nn.Identity()
         self.drop_path1 = DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = mlp
         self.ls2: nn.Module = nn.Identity()
         self.drop_path2 = DropPath(drop_path)
@@ -84,7 +100,8 @@ def init_xavier(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def init_truncated_normal(model: nn.Module) -> None:
@@ -92,4 +109,5 @@ def init_truncated_normal(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

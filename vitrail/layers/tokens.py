@@ -1,10 +1,47 @@
-"""Images to tokens."""
+"""Images to tokens, maps to windows, and back."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+
+
+def divided(height: int, width: int, step: int, what: str) -> tuple[int, int]:
+    """Steps down and across of a picture of these sides, in pixels. Raises UserError where `step` does not divide them.
+
+    `what` names the step in the message: "patch size", "coarsest stride".
+    """
+    if height % step or width % step:
+        raise UserError(
+            f"img_size {height}x{width} is not divisible by the {what} {step}; "
+            f"the nearest sizes are {max(height // step, 1) * step} and {(height // step + 1) * step}"
+        )
+    return height // step, width // step
+
+
+def only_size(height: int, width: int, img_size: int, why: str) -> None:
+    """Raise UserError unless the picture is the square that the model was built for; `why` says what is bound to it."""
+    if (height, width) != (img_size, img_size):
+        raise UserError(
+            f"this model takes images of {img_size}x{img_size} pixels, not {height}x{width}, because {why}; "
+            f"resize the images, or build it with the wanted img_size"
+        )
+
+
+def windows(x: Tensor, height: int, width: int) -> Tensor:
+    """Cut maps (B, H, W, C) into windows of height x width, which divide H and W: -> (B * n, height * width, C).
+
+    The windows of an image, and the positions in each, are in reading order.
+    """
+    x = x.unflatten(2, (-1, width)).unflatten(1, (-1, height))  # (B, H/h, h, W/w, w, C)
+    return x.transpose(2, 3).reshape(-1, height * width, x.shape[-1])
+
+
+def join_windows(x: Tensor, height: int, width: int, grid: tuple[int, int]) -> Tensor:
+    """Undo `windows`: (B * n, height * width, C) -> (B, H, W, C) for a grid of H x W positions."""
+    x = x.reshape(-1, grid[0] // height, grid[1] // width, height, width, x.shape[-1])
+    return x.transpose(2, 3).reshape(-1, *grid, x.shape[-1])
 
 
 class PatchEmbed(nn.Module):
@@ -20,13 +57,7 @@ class PatchEmbed(nn.Module):
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Patches down and across of an image of these sides, in pixels."""
-        if height % self.patch_size or width % self.patch_size:
-            p = self.patch_size
-            raise UserError(
-                f"img_size {height}x{width} is not divisible by the patch size {p}; "
-                f"the nearest sizes are {max(height // p, 1) * p} and {(height // p + 1) * p}"
-            )
-        return height // self.patch_size, width // self.patch_size
+        return divided(height, width, self.patch_size, "patch size")
 
     def forward(self, images: Tensor) -> Tensor:
         return self.proj(images).flatten(2).transpose(1, 2)

@@ -1,7 +1,7 @@
 """Every architecture behind three functions: `create_model`, `list_models`, `describe`.
 
-The name is the path: the file is the longest stem in this folder that begins the name. Nothing is registered and
-nothing is imported until asked; listing reads the files' text, so it needs no torch.
+A name leads to the file whose VARIANTS hold it. Nothing is registered and nothing is imported until asked; listing
+reads the files' text, so it needs no torch.
 """
 
 from __future__ import annotations
@@ -134,10 +134,12 @@ def _config(name: str) -> tuple[Any, ModuleType, str]:
 
 
 def _family(name: str) -> str:
-    stems = [file.stem for file in _families() if name.startswith(file.stem)]
-    if not stems:
+    """The stem of the file whose VARIANTS hold `name`; files whose stem begins the name are opened first."""
+    stems = sorted(_families(), key=lambda file: (not name.startswith(file.stem), -len(file.stem)))
+    found = next((file.stem for file in stems if name in _variants(file)), None)
+    if found is None:
         raise UserError(f"no model '{name}'{did_you_mean(name, list_models()) or '; `vitrail models` lists all names'}")
-    return max(stems, key=len)
+    return found
 
 
 def _load_file(path: Path) -> ModuleType:
@@ -155,7 +157,7 @@ def _load_file(path: Path) -> ModuleType:
 
 @functools.cache
 def _families() -> list[Path]:
-    return [file for file in sorted(FOLDER.glob("*.py")) if _variants(file)]
+    return [file for file in sorted(FOLDER.glob("[a-z]*.py")) if "\nVARIANTS = " in file.read_text(encoding="utf-8")]
 
 
 @functools.cache

@@ -6,22 +6,20 @@ two classes add the protocol, another channel count and a head that can be repla
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.models.protocol import Classifier
 
 
-class CNN(nn.Module, ABC):
-    """The protocol for a network that pools its last map and classifies it: images (B, C, H, W) -> logits (B, K).
+class CNN(Classifier):
+    """A network that pools its last map and classifies it: images (B, C, H, W) -> logits (B, K).
 
     A family calls `adapt(config)` after torchvision's constructor, and provides `pyramid`.
     """
 
-    head_name: str
-    """Module path of the last linear layer. Not `classifier`: that is a module's name in four of these networks."""
     avgpool: nn.Module
     smallest = 1
     """Least side of an image, in pixels, that leaves at least one position in the last map."""
@@ -34,8 +32,8 @@ class CNN(nn.Module, ABC):
                 f"map would be empty; the smallest size is {self.smallest}"
             )
         self.config = config
-        self.num_classes: int = config.num_classes
-        self.num_features: int = self.get_submodule(self.head_name).in_features  # type: ignore[assignment]
+        self.num_classes = config.num_classes
+        self.num_features = self.get_submodule(self.head_name).in_features  # type: ignore[assignment]
         if config.in_chans != 3:
             name, old = next((name, part) for name, part in self.named_modules() if isinstance(part, nn.Conv2d))
             bias, shape = old.bias is not None, (old.kernel_size, old.stride, old.padding)
@@ -50,38 +48,16 @@ class CNN(nn.Module, ABC):
         if conv.bias is not None:
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
-    def get_classifier(self) -> nn.Module:
-        """The last linear layer (Identity where there are no classes)."""
-        return self.get_submodule(self.head_name)
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """A fresh last layer for `num_classes` classes; 0 gives features instead of logits."""
-        self.num_classes = num_classes
-        self.set_submodule(self.head_name, nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity())
-
-    def no_weight_decay(self) -> set[str]:
-        """Parameters that are tokens or positions: a CNN has none."""
-        return set()
+    def init_head(self, head: nn.Module) -> None:
+        """As torch draws a linear layer."""
 
     def pool(self, features: Tensor) -> Tensor:
         """The last map (B, C, H, W) -> what the last layer reads, (B, num_features)."""
         return self.avgpool(features).flatten(1)
 
-    @abstractmethod
-    def pyramid(self, images: Tensor) -> list[Tensor]:
-        """Four maps (B, D, H/s, W/s) at strides s = 4, 8, 16, 32, for dense tasks."""
-
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> the last map (B, D, H', W')."""
         return self.pyramid(images)[-1]
-
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, C, H, W) -> logits (B, K), or with `pre_logits` the features (B, num_features) before the last layer."""
-        x = self.pool(features)
-        return x if pre_logits else self.get_classifier()(x)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
 
 
 class FeaturesCNN(CNN):

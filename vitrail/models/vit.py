@@ -65,6 +65,7 @@ from vitrail.layers.attention import Attention, AttentionPool
 from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_xavier
 from vitrail.layers.position import resize_position
 from vitrail.layers.tokens import PatchEmbed
+from vitrail.models.protocol import Classifier
 
 
 @dataclass(frozen=True)
@@ -125,15 +126,15 @@ VARIANTS = {
 }
 
 
-class Model(nn.Module):
+class Model(Classifier):
     """The vision transformer: images (B, C, H, W), normalised, -> logits (B, K).
 
     Sides other than `img_size` are accepted where the patch divides them: the position embedding is resized on the
     fly. Raises UserError where it does not.
     """
 
-    head_name = "head"
     num_prefix_tokens = 1
+    head: nn.Module
 
     def __init__(self, config: Config):
         super().__init__()
@@ -141,7 +142,6 @@ class Model(nn.Module):
         if dim % config.num_heads:
             raise UserError(f"embed_dim {dim} is not divisible by num_heads {config.num_heads}; change one of them")
         self.config = config
-        self.num_classes = config.num_classes
         self.num_features = config.representation_size or dim
         self.num_prefix_tokens = type(self).num_prefix_tokens if config.global_pool == "token" else 0
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, dim)
@@ -168,7 +168,6 @@ class Model(nn.Module):
             self.pre_logits = nn.Sequential()
             self.pre_logits.add_module("fc", nn.Linear(dim, config.representation_size))
             self.pre_logits.add_module("act", nn.Tanh())
-        self.head: nn.Module = nn.Identity()
         self.reset_classifier(config.num_classes)
         self.init_weights()
 
@@ -190,15 +189,9 @@ class Model(nn.Module):
         """Entries of the position embedding: class token and patches."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A fresh head for `num_classes` classes; 0 gives features instead of logits."""
-        self.num_classes = num_classes
-        self.head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-        init_xavier(self.head)
-
-    def get_classifier(self) -> nn.Module:
-        """The last layer."""
-        return self.head
+    def init_head(self, head: nn.Module) -> None:
+        """As the other linear layers."""
+        init_xavier(head)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are tokens or positions, not weights."""
@@ -219,19 +212,15 @@ class Model(nn.Module):
         """(B, C, H, W) -> (B, N, D): all tokens after the last block and norm."""
         return self.norm(self.blocks(self.embed(images)))
 
-    def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
-        """(B, N, D) -> logits (B, K), or with `pre_logits` the features (B, num_features) before the last layer."""
+    def pool(self, tokens: Tensor) -> Tensor:
+        """(B, N, D) -> the features (B, num_features) that the last layer reads."""
         if self.config.global_pool == "token":
             x = tokens[:, 0]
         elif self.config.global_pool == "avg":
             x = tokens.mean(dim=1)
         else:
             x = self.attn_pool(tokens)
-        x = self.pre_logits(x)
-        return x if pre_logits else self.head(x)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(images))
+        return self.pre_logits(x)
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """One map: the patch tokens of the last layer as a picture, (B, D, H/P, W/P). A plain ViT has one scale."""

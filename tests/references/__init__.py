@@ -1,0 +1,55 @@
+"""What our models are compared with: other implementations, fed with our parameters.
+
+A reference is a function `(parameters, images) -> logits`, differentiable in both; `parameters` is our state dict. A
+family with anything but timm's model of the same name has a file here, named like its own, with
+`build(model, name, size) -> Reference`: `model` is ours, `size` the (H, W) of the images to come.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import timm.layers
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from vitrail import describe
+
+Reference = Callable[[dict[str, Tensor], Tensor], Tensor]
+
+
+def family(name: str) -> str:
+    """The stem of the file that a model's name leads to."""
+    return Path(describe(name)["file"]).stem
+
+
+def reference(model: nn.Module, name: str, size: tuple[int, int]) -> Reference:
+    """The family's own, or timm's model of that name."""
+    module = f"{__name__}.{family(name)}"
+    if importlib.util.find_spec(module):
+        return importlib.import_module(module).build(model, name, size)
+    return from_timm(model, name)
+
+
+def from_timm(model: nn.Module, name: str, **changes: object) -> Reference:
+    """timm's model `name`, whose state dict is ours key by key, in our mode; `changes` go to its constructor.
+
+    Its unfused attention is used, so that training mode has one arithmetic.
+    """
+    settings = {"num_classes": model.num_classes, "in_chans": model.config.in_chans, **changes}
+    other = timm.create_model(name, **settings)
+    other.load_state_dict(model.state_dict(), strict=True)
+    return called(other.train(model.training))
+
+
+def called(other: nn.Module, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> Reference:
+    """`other` with its parameters made from ours by `rename` (identity: the same keys) at every call."""
+
+    def run(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(other, rename(parameters), (images,))
+
+    return run

@@ -1,0 +1,117 @@
+"""The ResNet into which papers put attention: He et al., CVPR 2016, arXiv 1512.03385, its spatial operator passed in.
+
+A paper hands over the module that stands where the 3 x 3 convolution of a bottleneck stood, or replaces the whole
+block (`make_block`) or the stem (`make_stem`). Modules are called as in torchvision's ResNet, strides are in the
+spatial operator, as there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from vitrail.models.protocol import Classifier
+
+Grid = tuple[int, int]
+Spatial = Callable[[int, int, int, Grid], nn.Module]
+"""(stage 0 to 3, width, stride, grid of its input) -> a module (B, width, H, W) -> (B, width, H/stride, W/stride)."""
+
+
+def conv3x3(_stage: int, width: int, stride: int, _grid: Grid) -> nn.Module:
+    """ResNet's own spatial operator."""
+    return nn.Conv2d(width, width, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+class Bottleneck(nn.Module):
+    """1 x 1 convolution, spatial operator, 1 x 1 convolution, and a shortcut: (B, dim, H, W) -> (B, out, H/s, W/s)."""
+
+    def __init__(self, dim: int, width: int, out: int, stride: int, spatial: nn.Module):
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, width, kernel_size=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = spatial
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, out, kernel_size=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU()
+        self.downsample = shortcut(dim, out, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        y = self.relu(self.bn2(self.conv2(y)))
+        return self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+
+
+def shortcut(dim: int, out: int, stride: int) -> nn.Module:
+    """The identity, or a strided 1 x 1 convolution where the shape changes."""
+    if stride == 1 and dim == out:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(dim, out, kernel_size=1, stride=stride, bias=False), nn.BatchNorm2d(out))
+
+
+class AttentionResNet(Classifier):
+    """Stem, four stages, mean, linear layer: images (B, C, H, W), normalised, -> logits (B, K).
+
+    `config` has `depths` (blocks a stage), `img_size`, `in_chans` and `num_classes`. `widths` are those of the spatial
+    operators, `expansion` times as many channels leave a block.
+    """
+
+    head_name = "fc"
+    expansion = 4
+    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
+    last_stride = 2
+    """Of the last stage: 1 keeps its maps at stride 16."""
+
+    def __init__(self, config: Any, spatial: Spatial = conv3x3):
+        super().__init__()
+        self.config = config
+        self.spatial = spatial
+        self.make_stem()
+        side = -(-config.img_size // 4)
+        dim = 64
+        for stage, (depth, width) in enumerate(zip(config.depths, self.widths, strict=True)):
+            blocks = []
+            for index in range(depth):
+                stride = (1, 2, 2, self.last_stride)[stage] if index == 0 else 1
+                blocks.append(self.make_block(stage, index, dim, width, stride, (side, side)))
+                side, dim = -(-side // stride), width * self.expansion
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.num_features = dim
+        self.reset_classifier(config.num_classes)
+        self.init_weights()
+
+    def make_stem(self) -> None:
+        """A 7 x 7 convolution and a pooling, stride 2 each: `conv1`, `bn1`, `relu`, `maxpool`."""
+        self.conv1: nn.Module = nn.Conv2d(self.config.in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1: nn.Module = nn.BatchNorm2d(64)
+        self.relu: nn.Module = nn.ReLU()
+        self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+
+    def make_block(self, stage: int, _index: int, dim: int, width: int, stride: int, grid: Grid) -> nn.Module:
+        """Block `index` of a stage: (B, dim, H, W) -> (B, width * expansion, H/stride, W/stride), H x W = `grid`."""
+        return Bottleneck(dim, width, width * self.expansion, stride, self.spatial(stage, width, stride, grid))
+
+    def init_weights(self) -> None:
+        """He's: convolutions by their fan-out, the last norm of each block 0, so that blocks start as shortcuts."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            elif isinstance(module, Bottleneck):
+                nn.init.zeros_(module.bn3.weight)
+
+    def pyramid(self, images: Tensor) -> list[Tensor]:
+        """Four maps (B, D, H/s, W/s) at strides s = 4, 8, 16 and 32 (16 where the last stage does not stride)."""
+        maps = [self.maxpool(self.relu(self.bn1(self.conv1(images))))]
+        for stage in range(4):
+            maps.append(self.get_submodule(f"layer{stage + 1}")(maps[-1]))
+        return maps[1:]
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) -> the last map (B, D, H', W')."""
+        return self.pyramid(images)[-1]
+
+    def pool(self, features: Tensor) -> Tensor:
+        """The mean over positions, (B, D)."""
+        return features.mean((-2, -1))
