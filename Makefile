@@ -11,6 +11,7 @@ static:           ## style, types, README in step with the sources
 	ruff format --check .
 	mypy
 	python docs/make_readme.py --check
+	python docs/make_architectures.py --check
 
 test:             ## what CI runs
 	pytest
@@ -21,8 +22,9 @@ slow:             ## what takes minutes or gigabytes
 row:              ## one architecture: make row MODEL=deit
 	pytest -n 0 tests/test_models.py tests/test_cnn.py -k "$(MODEL)"
 
-table:            ## README's file tree and table of architectures, from the sources
+table:            ## README's file tree and table, docs/architectures.md, from the sources
 	python docs/make_readme.py
+	python docs/make_architectures.py
 
 smoke:            ## every recipe, two steps
 	pytest tests/test_recipes.py

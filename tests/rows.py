@@ -37,6 +37,11 @@ def _vit(name: str, params: int, pool: int = 0, full: bool = True) -> Row:
     return Row(name, params, maps=2 + pool, tiny=TINY, shallow={"depth": 2}, parity="regular" if full else "slow")
 
 
+def _mixer(name: str, params: int, parity: Literal["regular", "slow"] = "regular") -> Row:
+    tiny = {"patch_size": 8, "depth": 2, "embed_dim": 16, "img_size": 32}
+    return Row(name, params, tiny=tiny, shallow={"depth": 2}, sizes=(), parity=parity)
+
+
 ROWS = [
     _vit("vit_tiny_patch16_224", 5_717_416),
     _vit("vit_tiny_patch16_384", 5_790_376),
@@ -117,7 +122,13 @@ ROWS = [
     # ---- botnet
     # ---- lambda_resnet
     # ---- byob_attention
-    # ---- mixer
+    _mixer("mixer_s32_224", 19_104_624),
+    _mixer("mixer_s16_224", 18_528_264),
+    _mixer("mixer_b32_224", 60_293_428, parity="slow"),
+    _mixer("mixer_b16_224", 59_880_472, parity="slow"),
+    _mixer("mixer_l32_224", 206_939_264, parity="slow"),
+    _mixer("mixer_l16_224", 208_196_168, parity="slow"),
+    _mixer("mixer_h14_224", 432_350_952, parity="slow"),
     # ---- resmlp
     # ---- gmlp
     # ---- s2mlp

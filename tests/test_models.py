@@ -210,7 +210,7 @@ def test_every_parameter_receives_a_gradient(row: Row) -> None:
 
 @every
 def test_maps(row: Row) -> None:
-    model = tiny(row).eval()
+    model = randomise(tiny(row)).eval()
     images = torch.randn(2, 3, row.side, row.side)
     with torch.no_grad():
         expected = model(images)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
-import timm.layers
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from vitrail import describe
 
 Reference = Callable[[dict[str, Tensor], Tensor], Tensor]
+Rename = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 def family(name: str) -> str:
@@ -36,20 +37,28 @@ def reference(model: nn.Module, name: str, size: tuple[int, int]) -> Reference:
 
 
 def from_timm(model: nn.Module, name: str, **changes: object) -> Reference:
-    """timm's model `name`, whose state dict is ours key by key, in our mode; `changes` go to its constructor.
-
-    Its unfused attention is used, so that training mode has one arithmetic.
-    """
+    """timm's model `name`, whose state dict is ours key by key, in our mode; `changes` go to its constructor."""
     settings = {"num_classes": model.num_classes, "in_chans": model.config.in_chans, **changes}
-    other = timm.create_model(name, **settings)
+    return loaded(timm.create_model(name, **settings), model)
+
+
+def loaded(other: nn.Module, model: nn.Module) -> Reference:
+    """`other`, whose state dict is that of `model` key by key, in its mode."""
     other.load_state_dict(model.state_dict(), strict=True)
     return called(other.train(model.training))
 
 
-def called(other: nn.Module, rename: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> Reference:
+def called(other: nn.Module, rename: Rename = dict) -> Reference:
     """`other` with its parameters made from ours by `rename` (identity: the same keys) at every call."""
+    return Called(other, rename)
 
-    def run(parameters: dict[str, Tensor], images: Tensor) -> Tensor:
-        return functional_call(other, rename(parameters), (images,))
 
-    return run
+@dataclass(frozen=True)
+class Called:
+    """A module of another library as a Reference; `module` is what benchmarks time."""
+
+    module: nn.Module
+    rename: Rename
+
+    def __call__(self, parameters: dict[str, Tensor], images: Tensor) -> Tensor:
+        return functional_call(self.module, self.rename(parameters), (images,))
