@@ -15,55 +15,74 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.layers.attention import record
-
-PROBE = "attn_pool"  # the site of attention pooling, which reads the tokens out
+from vitrail.layers.attention import Maps, received, record
 
 
 class Attention(NamedTuple):
-    """What a model recorded: `blocks`, one (B, h, N, N) a block; `probe` (B, h, N) of attention pooling, or None;
-    `read` (B, N), how the tokens at the top are read out, rows summing to 1."""
+    """What a model recorded: `blocks`, one (B, h, N, N) a block; `read` (B, N), how the tokens at the top are read out,
+    rows summing to 1; `probe` (B, h, N), the same by head where one learned query or the class token alone reads."""
 
     blocks: list[Tensor]
-    probe: Tensor | None
     read: Tensor
+    probe: Tensor | None
 
 
 def recorded(model: nn.Module, images: Tensor, method: str) -> Attention:
-    """One pass of `images` (B, C, H, W) with every attention map kept.
+    """One pass of `images` (B, C, H, W) with the maps kept of every attention over all tokens.
 
-    Raises UserError, naming `method`, when there is none or when the blocks do not all attend over the same tokens.
+    Raises UserError, naming `method`, when there is none.
     """
     maps = _record(model, images)
-    problem = _problem(maps)
-    if problem:
+    plain = [weights for name, weights in maps.items() if name not in maps.places]
+    blocks = [weights for weights in plain if weights.shape[-2] == weights.shape[-1]]
+    if not blocks:
         title = type(model).__module__.rsplit(".", 1)[-1]
+        problem = "no block of it attends over all tokens" if maps else "it has no softmax attention between tokens"
         raise UserError(f"{method} is not available for {title} because {problem}; use gradcam")
-    blocks = [attention for name, attention in maps.items() if name != PROBE]
-    probe = maps[PROBE][:, :, 0] if PROBE in maps else None
-    return Attention(blocks, probe, _read(model, blocks[0], probe))
+    probe = plain[-1][:, :, 0] if plain[-1].shape[-2] == 1 else None
+    tokens = blocks[-1].shape[-1]
+    if probe is not None and probe.shape[-1] > tokens:  # class attention: what the class token keeps for itself goes
+        probe = probe[..., -tokens:] / probe[..., -tokens:].sum(-1, keepdim=True)
+    blocks = [_joined_by(tokens - weights.shape[-1], weights) for weights in blocks]
+    return Attention(blocks, _read(model, blocks[0], probe), probe)
+
+
+def _joined_by(late: int, weights: Tensor) -> Tensor:
+    """A map of a block before `late` prefix tokens joined, as if they had been there and kept to themselves."""
+    if late == 0:
+        return weights
+    whole = torch.eye(weights.shape[-1] + late, dtype=weights.dtype, device=weights.device)
+    whole = whole.expand(*weights.shape[:2], -1, -1).clone()
+    whole[:, :, late:, late:] = weights
+    return whole
 
 
 def records_attention(model: nn.Module, images: Tensor) -> bool:
-    """Whether `recorded` would succeed: rollout and attention are available."""
-    return not _problem(_record(model, images))
+    """Whether `recorded` would succeed, so that rollout is available."""
+    maps = _record(model, images)
+    return any(name not in maps.places and weights.shape[-2] == weights.shape[-1] for name, weights in maps.items())
 
 
 def class_attention(model: nn.Module, images: Tensor, *, layer: int = -1) -> Tensor:
-    """Attention over the patches in block `layer` (negative: from the top), per head: (B, h, gh, gw).
+    """Attention over the picture in the `layer`-th attention (negative: from the top), per head: (B, h, gh, gw).
 
-    The query is the class token; without one, all patches alike. With attention pooling, the top layer is the probe.
-    A head's values sum to 1 less what it gives to prefix tokens. Raises UserError for a block that does not exist.
+    The query is the class token; without one, all positions alike. With attention pooling the top layer is the probe.
+    Attention in windows, rows or over pooled keys is laid out where its keys are. A head's values sum to 1 less what
+    it gives to tokens without a place. Raises UserError for a layer that does not exist.
     """
-    attention = recorded(model, images, "attention")
-    if attention.probe is not None and layer == -1:
-        return to_grid(attention.probe, model, images)
-    count = len(attention.blocks)
-    if not -count <= layer < count:
-        raise UserError(f"attention: there is no block {layer}; the model has blocks 0 to {count - 1}")
-    query = _read(model, attention.blocks[layer], None)
-    rows = torch.einsum("bn,bhnm->bhm", query, attention.blocks[layer])
-    return to_grid(rows, model, images)
+    maps = _record(model, images)
+    if not maps:
+        recorded(model, images, "attention")  # which says why there is nothing
+    names = list(maps)
+    if not -len(names) <= layer < len(names):
+        raise UserError(f"attention: there is no block {layer}; the model has blocks 0 to {len(names) - 1}")
+    name = names[layer]
+    if name in maps.places:
+        return received(maps[name], maps.places[name])
+    weights = maps[name]
+    if weights.shape[-2] == 1:
+        return to_grid(weights[:, :, 0], model, images)
+    return to_grid(torch.einsum("bn,bhnm->bhm", _read(model, weights, None), weights), model, images)
 
 
 def entropy(attention: Tensor) -> Tensor:
@@ -75,35 +94,30 @@ def entropy(attention: Tensor) -> Tensor:
 
 
 def to_grid(row: Tensor, model: nn.Module, images: Tensor) -> Tensor:
-    """Values of all tokens (..., N) -> values of the patches (..., gh, gw), in the proportions of `images`."""
-    prefix = getattr(model, "num_prefix_tokens", 0)
-    patches = row.shape[-1] - prefix
+    """Values of all tokens (..., N) -> values of the patches (..., gh, gw), in the proportions of `images`.
+
+    Prefix tokens come first and are left out; before they have joined, there are none.
+    """
     high, wide = images.shape[-2:]
-    rows = round(math.sqrt(patches * high / wide))
-    if rows == 0 or patches % rows:
-        raise UserError(f"{patches} patches do not form a grid over an image of {high} x {wide} pixels; use gradcam")
-    return row[..., prefix:].unflatten(-1, (rows, patches // rows))
+    for prefix in (getattr(model, "num_prefix_tokens", 0), 0):
+        patches = row.shape[-1] - prefix
+        rows = round(math.sqrt(patches * high / wide))
+        if rows and patches % rows == 0 and rows * wide * rows == high * patches:
+            return row[..., prefix:].unflatten(-1, (rows, patches // rows))
+    raise UserError(f"{row.shape[-1]} tokens do not form a grid over an image of {high} x {wide} pixels; use gradcam")
 
 
-def _record(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+def _record(model: nn.Module, images: Tensor) -> Maps:
     with torch.no_grad(), record(model) as maps:
         model(images)
     return maps
 
 
-def _problem(maps: dict[str, Tensor]) -> str:
-    shapes = {attention.shape[-2:] for name, attention in maps.items() if name != PROBE}
-    if not shapes:
-        return "it has no softmax attention between tokens"
-    if len(shapes) > 1 or any(queries != keys for queries, keys in shapes):
-        return "its blocks do not all attend over the same tokens"
-    return ""
-
-
-def _read(model: nn.Module, attention: Tensor, probe: Tensor | None) -> Tensor:
+def _read(model: nn.Module, weights: Tensor, probe: Tensor | None) -> Tensor:
+    """How the tokens of `weights` (B, h, N, N) are read out above it: (B, N)."""
     if probe is not None:
         return probe.mean(1)
-    read = torch.zeros_like(attention[:, 0, 0])
+    read = torch.zeros_like(weights[:, 0, 0])
     if getattr(model, "cls_token", None) is not None:
         read[:, 0] = 1
     else:

@@ -3,27 +3,37 @@ arXiv 1610.02391.
 
 Idea      weight each channel of the last feature map by the mean gradient of the class's logit, add the channels up,
           keep what speaks for the class.
-For ViTs  the features are the last block's `norm1` output without prefix tokens. At the block's output the patches
-          have no gradient at all: only the class token reaches the head.
+For ViTs  the features are the last tokens where the head averages them, else what the last attention reads: at the last
+          block's output the patches have no gradient at all, because only the class token reaches the head.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.interpretability.attention import to_grid
+from vitrail.layers.attention import probing
 
 
 def gradcam(model: nn.Module, images: Tensor, *, target: Tensor | int | None = None) -> Tensor:
     """What speaks for class `target` in `images` (B, C, H, W), normalised: (B, gh, gw), at least 0, not scaled.
 
     `target` is one class, one for each image (B,), or None for the predicted one. A map is all zero where nothing
-    speaks for the class. Raises UserError for a model with neither a feature map nor blocks that start with `norm1`.
+    speaks for the class. Raises UserError for a model whose features are no map, and which has no attention either.
     """
+    with torch.no_grad():
+        features = model.forward_features(images)  # type: ignore[operator]  # timm's protocol
+    tokens = features.ndim == 3
     with torch.enable_grad():
-        features, logits = _tokens(model, images) if _is_transformer(model) else _feature_map(model, images)
+        if tokens and getattr(model, "num_prefix_tokens", 0):
+            features, logits = _what_attention_reads(model, images)
+        else:
+            features = (to_grid(features.mT, model, images) if tokens else features).requires_grad_()
+            logits = model.forward_head(features.flatten(2).mT if tokens else features)  # type: ignore[operator]
         score = logits.gather(1, _target(target, logits)).sum()
         (gradients,) = torch.autograd.grad(score, features)
     return weigh(features.detach(), gradients)
@@ -35,32 +45,28 @@ def weigh(features: Tensor, gradients: Tensor) -> Tensor:
     return (weights * features).sum(1).relu()
 
 
-def _is_transformer(model: nn.Module) -> bool:
-    blocks = getattr(model, "blocks", None)
-    return isinstance(blocks, nn.Sequential | nn.ModuleList) and hasattr(blocks[-1], "norm1")
-
-
-def _feature_map(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        features = model.forward_features(images)  # type: ignore[operator]  # timm's protocol
-    if features.ndim != 4:
-        title = type(model).__module__.rsplit(".", 1)[-1]
-        raise UserError(f"gradcam is not available for {title} because it has no feature map; use rollout")
-    features.requires_grad_()
-    return features, model.forward_head(features)  # type: ignore[operator]
-
-
-def _tokens(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+def _what_attention_reads(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The patches before the last attention as a map (B, D, gh, gw), and the logits."""
+    sites: list[nn.Module] = []
     grids: list[Tensor] = []
 
-    def split(_module: nn.Module, _inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
-        """Cut the graph below: the patches, as a feature map, become its leaf."""
-        prefix = getattr(model, "num_prefix_tokens", 0)
-        grid = to_grid(tokens.detach().mT, model, images).requires_grad_()
-        grids.append(grid)
-        return torch.cat([tokens[:, :prefix], grid.flatten(2).mT], dim=1)
+    def note(site: nn.Module, weights: Tensor) -> Tensor:
+        sites.append(site)
+        return weights
 
-    hook = model.blocks[-1].norm1.register_forward_hook(split)  # type: ignore[union-attr, index]
+    def cut(_module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Cut the graph below: the patches, as a feature map, become its leaf."""
+        prefix = model.num_prefix_tokens
+        grid = to_grid(inputs[0].detach().mT, model, images).requires_grad_()
+        grids.append(grid)
+        return torch.cat([inputs[0][:, :prefix], grid.flatten(2).mT], dim=1), *inputs[1:]
+
+    with torch.no_grad(), probing(note):
+        model(images)
+    if not sites:
+        title = type(model).__module__.rsplit(".", 1)[-1]
+        raise UserError(f"gradcam is not available for {title} because it has neither a feature map nor attention")
+    hook = sites[-1].register_forward_pre_hook(cut)
     try:
         logits = model(images)
     finally:

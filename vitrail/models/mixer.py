@@ -113,7 +113,8 @@ class TokenMixer(Classifier):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, S, S) -> (B, N, D): all tokens after the last block and norm."""
-        only_size(*images.shape[-2:], self.config.img_size, "its weights across tokens fit one number of tokens")
+        height, width = images.shape[-2:]
+        only_size(height, width, self.config.img_size, "its weights across tokens fit one number of tokens")
         return self.norm(self.blocks(self.stem(images)))
 
     def pool(self, tokens: Tensor) -> Tensor:
