@@ -42,6 +42,8 @@ VARIANTS = {
 class Model(PlainModel):
     """The vision transformer with scaled branches: images (B, C, H, W), normalised, -> logits (B, K)."""
 
+    release_keys = ((r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma"),)
+
     def __init__(self, config: Config):
         super().__init__(config)
         for block in self.blocks:

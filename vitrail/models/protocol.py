@@ -19,6 +19,8 @@ class Classifier(nn.Module, ABC):
 
     head_name = "head"
     """Module path of the last linear layer. Not `classifier`: that is a module's name in some networks."""
+    release_keys: tuple[tuple[str, str], ...] = ()
+    """Where the authors' release names parts otherwise: (pattern of the whole name, ours); ours empty: left out."""
     config: Any
     num_classes: int
     num_features: int

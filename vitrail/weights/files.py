@@ -26,7 +26,7 @@ def fetch(source: Official) -> Path:
 
     Raises UserError where it is neither cached nor reachable.
     """
-    return fetch_hub(source) if source.repo else fetch_torchvision(source)
+    return fetch_hub(source) if source.repo else fetch_file(source)
 
 
 def fetch_hub(source: Official) -> Path:
@@ -44,12 +44,12 @@ def fetch_hub(source: Official) -> Path:
         raise UserError(unreachable(source, error)) from error
 
 
-def fetch_torchvision(source: Official) -> Path:
-    """A file of torchvision's release, in torch.hub's cache (TORCH_HOME is obeyed), its hash checked on arrival."""
+def fetch_file(source: Official) -> Path:
+    """A file of torchvision's or the authors' release, in torch.hub's cache (TORCH_HOME is obeyed); a hash in its name
+    is checked on arrival."""
     from torchvision.models import get_weight
 
-    assert source.torchvision
-    url: str = get_weight(source.torchvision).url
+    url: str = source.url or get_weight(str(source.torchvision)).url
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / url.rpartition("/")[2]
     digest = re.search(r"-([0-9a-f]{8,})\.", path.name)

@@ -1,7 +1,7 @@
-"""The same vision transformer under other libraries' names: Google's JAX, torchvision, transformers -> timm's keys.
+"""The same network under other names -> ours: the plain ViT of Google's JAX, torchvision and transformers, told by its
+keys; any other by the rules for its authors' release that the model carries (`release_keys`).
 
-A layout is recognised by its keys. What is not recognised is handed on unchanged, and the strict check of `fit.py`
-then names it.
+What is not recognised is handed on unchanged, and the strict check of `fit.py` then names it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ def to_timm_keys(state: State, model: nn.Module) -> State:
         return renamed(state, TORCHVISION)
     if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
         return stacked(renamed(state, TRANSFORMERS))
-    return renamed(state, RELEASES) if hasattr(model, "patch_embed") else state
+    return renamed(state, list(getattr(model, "release_keys", ())))
 
 
 def renamed(state: State, rules: Rules) -> State:
-    """Every name with the first rule applied that fits the whole of it."""
-    return {rename(key, rules): value for key, value in state.items()}
+    """Every name with the first rule applied that fits the whole of it; a rule without a new name drops the entry."""
+    names = {key: rename(key, rules) for key in state}
+    return {names[key]: value for key, value in state.items() if names[key]}
 
 
 def rename(key: str, rules: Rules) -> str:
@@ -58,9 +59,6 @@ def stacked(state: State) -> State:
             out[f"{prefix}{letters}.{kind}"] = torch.cat(present)
     return out
 
-
-# FAIR's releases differ from timm in one name: DeiT III's branch scales.
-RELEASES: Rules = [(r"blocks\.(\d+)\.gamma_([12])", r"blocks.\1.ls\2.gamma")]
 
 TORCHVISION: Rules = [
     (r"class_token", "cls_token"),

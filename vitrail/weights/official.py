@@ -15,7 +15,8 @@ TABLE = Path(__file__).parent.parent / "models" / "weights.toml"
 class Official:
     """Official weights of one model, and the preprocessing they were evaluated with.
 
-    Either `repo` (Hugging Face hub) or `torchvision` (an entry of torchvision's weights) says where they are.
+    One of `repo` (Hugging Face hub), `torchvision` (an entry of torchvision's weights) and `url` (a file of the
+    authors') says where they are.
     `num_classes` is 0 where no classifier is published.
     """
 
@@ -27,11 +28,12 @@ class Official:
     num_classes: int
     repo: str | None = None
     torchvision: str | None = None
+    url: str | None = None
 
     @property
     def source(self) -> str:
-        """The repository or entry, in words for a message."""
-        return self.repo or f"torchvision's {self.torchvision}"
+        """The repository, file or entry, in words for a message."""
+        return self.repo or self.url or f"torchvision's {self.torchvision}"
 
 
 def official(name: str) -> Official | None:
