@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Parity = Literal["regular", "slow", "toy"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -24,7 +26,7 @@ class Row:
     """Images that the full-size model takes as it is; of these three, what is missing is refused."""
     reference: str = "timm"
     """In words, what it is checked against."""
-    parity: Literal["regular", "slow", "toy"] = "regular"
+    parity: Parity = "regular"
     """Where it is compared at its native size; "toy": the reference is too slow for that, and compares toys."""
     seen: float | None = None
     """Largest relative difference measured once against the authors' code, which the tests cannot install."""
@@ -33,11 +35,11 @@ class Row:
 TINY = {"embed_dim": 24, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": 32}
 
 
-def _vit(name: str, params: int, pool: int = 0, full: bool = True) -> Row:
-    return Row(name, params, maps=2 + pool, tiny=TINY, shallow={"depth": 2}, parity="regular" if full else "slow")
+def _vit(name: str, params: int, pool: int = 0, parity: Parity = "regular") -> Row:
+    return Row(name, params, maps=2 + pool, tiny=TINY, shallow={"depth": 2}, parity=parity)
 
 
-def _mixer(name: str, params: int, parity: Literal["regular", "slow"] = "regular") -> Row:
+def _mixer(name: str, params: int, parity: Parity = "regular") -> Row:
     tiny = {"patch_size": 8, "depth": 2, "embed_dim": 16, "img_size": 32}
     return Row(name, params, tiny=tiny, shallow={"depth": 2}, sizes=(), parity=parity)
 
@@ -55,24 +57,24 @@ ROWS = [
     _vit("vit_base_patch16_224", 86_567_656),
     _vit("vit_base_patch16_384", 86_859_496),
     _vit("vit_base_patch8_224", 86_576_872),
-    _vit("vit_large_patch32_224", 306_535_400, full=False),
-    _vit("vit_large_patch32_384", 306_632_680, full=False),
-    _vit("vit_large_patch16_224", 304_326_632, full=False),
-    _vit("vit_large_patch16_384", 304_715_752, full=False),
-    _vit("vit_large_patch14_224", 304_203_752, full=False),
-    _vit("vit_huge_patch14_224", 632_045_800, full=False),
-    _vit("vit_giant_patch14_224", 1_012_611_432, full=False),
-    _vit("vit_gigantic_patch14_224", 1_844_440_680, full=False),
+    _vit("vit_large_patch32_224", 306_535_400, parity="slow"),
+    _vit("vit_large_patch32_384", 306_632_680, parity="slow"),
+    _vit("vit_large_patch16_224", 304_326_632, parity="slow"),
+    _vit("vit_large_patch16_384", 304_715_752, parity="slow"),
+    _vit("vit_large_patch14_224", 304_203_752, parity="slow"),
+    _vit("vit_huge_patch14_224", 632_045_800, parity="slow"),
+    _vit("vit_giant_patch14_224", 1_012_611_432, parity="slow"),
+    _vit("vit_gigantic_patch14_224", 1_844_440_680, parity="slow"),
     _vit("vit_base_patch16_gap_224", 86_566_120),
-    _vit("vit_huge_patch14_gap_224", 632_043_240, full=False),
-    _vit("vit_huge_patch16_gap_448", 632_949_480, full=False),
-    _vit("vit_giant_patch16_gap_224", 1_012_777_576, full=False),
+    _vit("vit_huge_patch14_gap_224", 632_043_240, parity="slow"),
+    _vit("vit_huge_patch16_gap_448", 632_949_480, parity="slow"),
+    _vit("vit_giant_patch16_gap_224", 1_012_777_576, parity="slow"),
     _vit("vit_base_patch16_siglip_224", 93_653_224, pool=1),
     _vit("vit_base_patch16_siglip_256", 93_699_304, pool=1),
     _vit("vit_base_patch16_siglip_384", 93_945_064, pool=1),
     _vit("vit_base_patch16_siglip_512", 94_289_128, pool=1),
-    _vit("vit_large_patch16_siglip_256", 316_981_224, pool=1, full=False),
-    _vit("vit_large_patch16_siglip_384", 317_308_904, pool=1, full=False),
+    _vit("vit_large_patch16_siglip_256", 316_981_224, pool=1, parity="slow"),
+    _vit("vit_large_patch16_siglip_384", 317_308_904, pool=1, parity="slow"),
     _vit("vit_base_patch16_siglip_gap_224", 86_566_120),
     _vit("vit_base_patch16_siglip_gap_256", 86_612_200),
     _vit("vit_base_patch16_siglip_gap_384", 86_857_960),
@@ -90,9 +92,20 @@ ROWS = [
     _vit("deit3_medium_patch16_224", 38_849_512),
     _vit("deit3_base_patch16_224", 86_585_320),
     _vit("deit3_base_patch16_384", 86_877_160),
-    _vit("deit3_large_patch16_224", 304_374_760, full=False),
-    _vit("deit3_large_patch16_384", 304_763_880, full=False),
-    _vit("deit3_huge_patch14_224", 632_126_440, full=False),
+    _vit("deit3_large_patch16_224", 304_374_760, parity="slow"),
+    _vit("deit3_large_patch16_384", 304_763_880, parity="slow"),
+    _vit("deit3_huge_patch14_224", 632_126_440, parity="slow"),
+    _vit("scaling_vit_xsmall_patch16_224", 6_032_616, pool=1, parity="regular"),
+    _vit("scaling_vit_xsmall_patch28_224", 6_404_328, pool=1, parity="regular"),
+    _vit("scaling_vit_tiny_patch16_224", 6_161_704, pool=1, parity="regular"),
+    _vit("scaling_vit_small_patch32_224", 24_652_264, pool=1, parity="regular"),
+    _vit("scaling_vit_small_patch16_224", 23_823_976, pool=1, parity="regular"),
+    _vit("scaling_vit_base_patch32_224", 95_309_800, pool=1, parity="slow"),
+    _vit("scaling_vit_base_patch28_224", 94_768_360, pool=1, parity="slow"),
+    _vit("scaling_vit_base_patch16_224", 93_653_224, pool=1, parity="slow"),
+    _vit("scaling_vit_large_patch16_224", 316_919_784, pool=1, parity="slow"),
+    _vit("scaling_vit_giant_patch14_224", 1_037_857_384, pool=1, parity="toy"),
+    _vit("scaling_vit_gigantic_patch14_224", 1_882_797_416, pool=1, parity="toy"),
     Row("vit_pico_patch8_64", 2_916_328, maps=2, tiny=TINY, reference="timm's class"),
     Row("vit_pico_patch4_32", 2_888_680, maps=2, tiny=TINY, reference="timm's class"),
     Row("vit_pico_patch2_8", 201_000, maps=2, tiny=TINY, reference="timm's class"),
