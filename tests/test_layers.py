@@ -10,9 +10,10 @@ from timm.layers import resample_abs_pos_embed
 from torch import nn
 
 from vitrail.errors import UserError
+from vitrail.layers.attention import Places, received
 from vitrail.layers.blocks import DropPath, LayerScale, drop_path_rates
-from vitrail.layers.position import resize_position
-from vitrail.layers.tokens import PatchEmbed
+from vitrail.layers.position import relative_index, relative_logits, resize_position
+from vitrail.layers.tokens import PatchEmbed, join_windows, windows
 
 
 def test_patches_are_in_reading_order() -> None:
@@ -58,3 +59,63 @@ def test_layer_scale_is_a_factor_a_channel() -> None:
     scale = LayerScale(3, init=0.5)
     nn.init.constant_(scale.gamma, 2.0)
     assert torch.equal(scale(torch.ones(2, 3)), torch.full((2, 3), 2.0))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    batch=st.integers(1, 3), down=st.integers(1, 4), across=st.integers(1, 4), h=st.integers(1, 4), w=st.integers(1, 4)
+)
+def test_windows_are_cut_in_reading_order_and_joined_again(batch: int, down: int, across: int, h: int, w: int) -> None:
+    grid = down * h, across * w
+    picture = torch.arange(batch * grid[0] * grid[1]).view(batch, *grid, 1)
+    cut = windows(picture, h, w)
+    assert cut.shape == (batch * down * across, h * w, 1)
+    assert torch.equal(join_windows(cut, h, w, grid), picture)
+    second = picture[0, :h, w : 2 * w] if across > 1 else picture[0, :h, :w]
+    assert torch.equal(cut[min(1, across - 1)].flatten(), second.flatten())
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (2, 3), (4, 4), (5, 2)])
+def test_relative_index_is_unique_by_offset(height: int, width: int) -> None:
+    index = relative_index(height, width)
+    cells = [(y, x) for y in range(height) for x in range(width)]
+    for i, (y, x) in enumerate(cells):
+        for j, (v, u) in enumerate(cells):
+            assert index[i, j] == (y - v + height - 1) * (2 * width - 1) + (x - u + width - 1)
+
+
+@pytest.mark.parametrize(("height", "width"), [(3, 3), (2, 5)])
+def test_relative_logits_are_the_explicit_sum(height: int, width: int) -> None:
+    q = torch.randn(2, 3, height * width, 4, dtype=torch.float64)
+    rel_h, rel_w = (torch.randn(2 * side - 1, 4, dtype=torch.float64) for side in (height, width))
+    logits = relative_logits(q, rel_h, rel_w, (height, width))
+    for i in range(height * width):
+        for j in range(height * width):
+            down, across = j // width - i // width, j % width - i % width
+            vector = rel_h[down + height - 1] + rel_w[across + width - 1]
+            torch.testing.assert_close(logits[:, :, i, j], q[:, :, i] @ vector)
+
+
+@pytest.mark.parametrize("fold", ["windows", "rows", "shifted"])
+def test_uniform_weights_cover_the_picture_uniformly(fold: str) -> None:
+    grid = (4, 6)
+    index = torch.arange(24).view(1, *grid, 1)
+    size = {"windows": (2, 3), "rows": (1, 6), "shifted": (2, 3)}[fold]
+    parts = windows(index.roll((-1, -1), (1, 2)) if fold == "shifted" else index, *size)[..., 0]
+    places = Places(parts, parts[:, None], grid, (grid,))
+    weights = torch.full((2 * len(parts), 3, parts.shape[1], parts.shape[1]), 1 / parts.shape[1])
+    torch.testing.assert_close(received(weights, places), torch.full((2, 3, *grid), 1 / 24))
+
+
+def test_pooled_keys_cover_their_share_and_tokens_without_a_place_nothing() -> None:
+    grid, coarse = (4, 4), (2, 2)
+    queries = torch.arange(-1, 16)[None]  # a class token, then all positions
+    keys = torch.cat([torch.tensor([-1]), torch.arange(16), 16 + torch.arange(4)])[None, None]
+    weights = torch.zeros(1, 1, 17, 21)
+    weights[..., 1] = 0.25  # the first fine position
+    weights[..., 20] = 0.5  # the last pooled one: a quarter of the picture
+    weights[..., 0] = 0.25  # the class token
+    picture = received(weights, Places(queries, keys, grid, (grid, coarse)))[0, 0]
+    torch.testing.assert_close(picture.sum(), torch.tensor(0.75))
+    torch.testing.assert_close(picture[0, 0], torch.tensor(0.25))
+    torch.testing.assert_close(picture[2:, 2:], torch.full((2, 2), 0.125))
