@@ -44,6 +44,85 @@ def _mixer(name: str, params: int, parity: Parity = "regular") -> Row:
     return Row(name, params, tiny=tiny, shallow={"depth": 2}, sizes=(), parity=parity)
 
 
+def _tnt(name: str, params: int, parity: Parity = "regular") -> Row:
+    tiny = {"embed_dim": 24, "num_heads_outer": 2, "inner_dim": 8, "depth": 2, "patch_size": 8, "img_size": 32}
+    return Row(name, params, maps=4, tiny=tiny, shallow={"depth": 2}, parity=parity)
+
+
+def _hybrid(name: str, params: int, root_only: bool = False, parity: Parity = "regular") -> Row:
+    tiny = {**TINY, "patch_size": 2 if root_only else 1, "layers": () if root_only else (1, 1)}
+    return Row(name, params, maps=2, tiny=tiny, shallow={"depth": 2}, parity=parity)
+
+
+def _botnet(
+    name: str,
+    params: int,
+    strides: tuple[int, ...] = (4, 8, 16, 16),
+    parity: Literal["regular", "slow"] = "regular",
+) -> Row:
+    tiny = {"depths": (1, 1, 1, 2), "base_width": 8, "img_size": 64}
+    shallow = {"depths": (1, 1, 1, 2)}
+    return Row(
+        name,
+        params,
+        maps=2,
+        tiny=tiny,
+        side=64,
+        strides=strides,
+        shallow=shallow,
+        reference="torchvision's ResNet with timm's BottleneckAttn",
+        parity=parity,
+    )
+
+
+def _swin(name: str, params: int, parity: Parity = "regular") -> Row:
+    tiny = {"patch_size": 2, "img_size": 32, "embed_dim": 8, "num_heads": (1, 2, 2, 2), "window_size": 3}
+    shallow = {"depths": (2, 2, 2, 2)}
+    return Row(name, params, maps=8, tiny=tiny | shallow, strides=(2, 4, 8, 16), shallow=shallow, parity=parity)
+
+
+def _convit(name: str, params: int, parity: Parity = "regular") -> Row:
+    tiny = {"embed_dim": 24, "num_heads": 4, "depth": 3, "local_up_to_layer": 2, "patch_size": 8, "img_size": 32}
+    shallow = {"depth": 3, "local_up_to_layer": 2}
+    return Row(name, params, maps=3, tiny=tiny, shallow=shallow, parity=parity)
+
+
+def _nonlocal(name: str, params: int, maps: int = 2, parity: Parity = "toy") -> Row:
+    one = {"depths": (1, 1, 1, 1), "nonlocal_after": ((), (0,), (0,), ())}
+    return Row(
+        name,
+        params,
+        maps=maps,
+        tiny={**one, "base_width": 4, "img_size": 64},
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow={**one, "base_width": 16},
+        reference="the paper's equations, query by query",
+        parity=parity,
+    )
+
+
+def _lambda(name: str, params: int, parity: Literal["regular", "slow", "toy"] = "regular") -> Row:
+    return Row(
+        name,
+        params,
+        tiny={"depths": (1, 1, 1, 2), "base_width": 8, "rel_size": 3 if parity == "toy" else 7, "img_size": 64},
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow={"depths": (1, 1, 1, 2)},
+        reference="each position's lambda summed by hand" if parity == "toy" else "torchvision with timm's LambdaLayer",
+        parity=parity,
+    )
+
+
+def _mvit(
+    name: str, params: int, reference: str = "torchvision's video class", parity: Parity = "regular", num_heads: int = 1
+) -> Row:
+    tiny = {"embed_dim": num_heads * 8, "depths": (1, 2, 1, 1), "img_size": 32}
+    shallow = {"depths": (1, 2, 1, 1)}
+    return Row(name, params, 5, tiny, 32, (4, 8, 16, 32), shallow, reference=reference, parity=parity)
+
+
 ROWS = [
     _vit("vit_tiny_patch16_224", 5_717_416),
     _vit("vit_tiny_patch16_384", 5_790_376),
@@ -109,31 +188,116 @@ ROWS = [
     Row("vit_pico_patch8_64", 2_916_328, maps=2, tiny=TINY, reference="timm's class"),
     Row("vit_pico_patch4_32", 2_888_680, maps=2, tiny=TINY, reference="timm's class"),
     Row("vit_pico_patch2_8", 201_000, maps=2, tiny=TINY, reference="timm's class"),
-    # ---- vit_hybrid
-    # ---- simple_vit
-    # ---- swin
-    # ---- swinv2
+    _hybrid("vit_small_r26_s32_224", 36_431_912),
+    _hybrid("vit_small_r26_s32_384", 36_468_392),
+    _hybrid("vit_tiny_r_s16_p8_224", 6_337_704, root_only=True),
+    _hybrid("vit_tiny_r_s16_p8_384", 6_355_944, root_only=True),
+    _hybrid("vit_base_r26_s32_224", 101_383_976, parity="slow"),
+    _hybrid("vit_base_r50_s16_224", 98_659_112, parity="slow"),
+    _hybrid("vit_base_r50_s16_384", 98_950_952, parity="slow"),
+    _hybrid("vit_large_r50_s32_224", 328_994_856, parity="slow"),
+    _hybrid("vit_large_r50_s32_384", 329_092_136, parity="slow"),
+    *(
+        Row(name, params, maps=2, tiny=TINY, shallow={"depth": 2}, reference="timm, its own table", parity=parity)
+        for name, params, parity in (
+            ("simple_vit_tiny_patch16_224", 5_679_400, "regular"),
+            ("simple_vit_small_patch32_224", 22_859_368, "regular"),
+            ("simple_vit_small_patch16_224", 21_974_632, "regular"),
+            ("simple_vit_base_patch32_224", 88_185_064, "slow"),
+            ("simple_vit_base_patch16_224", 86_415_592, "slow"),
+            ("simple_vit_large_patch16_224", 304_123_880, "slow"),
+            ("simple_vit_small_patch16_mlp_head_224", 22_122_472, "regular"),
+        )
+    ),
+    _swin("swin_tiny_patch4_window7_224", 28_288_354),
+    _swin("swin_small_patch4_window7_224", 49_606_258, "slow"),
+    _swin("swin_base_patch4_window7_224", 87_768_224, "slow"),
+    _swin("swin_base_patch4_window12_384", 87_903_584, "slow"),
+    _swin("swin_large_patch4_window7_224", 196_532_476, "slow"),
+    _swin("swin_large_patch4_window12_384", 196_735_516, "slow"),
+    _swin("swinv2_tiny_window8_256", 28_347_154),
+    _swin("swinv2_tiny_window16_256", 28_347_154),
+    _swin("swinv2_small_window8_256", 49_728_418, "slow"),
+    _swin("swinv2_small_window16_256", 49_728_418, "slow"),
+    _swin("swinv2_base_window8_256", 87_918_816, "slow"),
+    _swin("swinv2_base_window16_256", 87_918_816, "slow"),
+    _swin("swinv2_base_window12_192", 87_918_816, "slow"),
+    _swin("swinv2_base_window12to16_192to256", 87_918_816, "slow"),
+    _swin("swinv2_base_window12to24_192to384", 87_918_816, "slow"),
+    _swin("swinv2_large_window12_192", 196_739_932, "slow"),
+    _swin("swinv2_large_window12to16_192to256", 196_739_932, "slow"),
+    _swin("swinv2_large_window12to24_192to384", 196_739_932, "slow"),
     # ---- focal
-    # ---- tnt
+    _tnt("tnt_ti_patch16_224", 6_076_408),
+    _tnt("tnt_s_patch16_224", 23_768_584),
+    _tnt("tnt_b_patch16_224", 65_428_680, parity="slow"),
+    _tnt("tnt_s_legacy_patch16_224", 23_755_336),
     # ---- cpvt
     # ---- cvt
-    # ---- convit
+    _convit("convit_tiny", 5_710_512),
+    _convit("convit_small", 27_777_322),
+    _convit("convit_base", 86_540_040, parity="slow"),
+    _convit("convit_tiny_plus", 9_972_912),
+    _convit("convit_small_plus", 48_979_882, parity="slow"),
+    _convit("convit_base_plus", 153_134_856, parity="slow"),
     # ---- coatnet
-    # ---- mobilevit
-    # ---- mvit
-    # ---- mvitv2
+    _mvit("mvit_base_16_224", 36_982_600),
+    _mvit("mvit_base_24_224", 53_516_392, parity="slow"),
+    _mvit("mvit_base_24_wide_320", 72_961_832, parity="slow"),
+    _mvit("mvitv2_tiny", 24_173_320, "timm"),
+    _mvit("mvitv2_small", 34_870_216, "timm", "slow"),
+    _mvit("mvitv2_base", 51_472_744, "timm", "slow"),
+    _mvit("mvitv2_large", 217_992_952, "timm", "slow", num_heads=2),
+    _mvit("mvitv2_small_cls", 34_870_312),
+    _mvit("mvitv2_base_cls", 51_472_840, parity="slow"),
+    _mvit("mvitv2_large_cls", 213_635_512, parity="slow", num_heads=2),
+    _mvit("mvitv2_huge_cls", 666_879_912, parity="slow", num_heads=3),
     # ---- sl_vit
     # ---- sl_swin
-    # ---- cait
+    *(
+        Row(
+            name,
+            params,
+            maps=4,
+            tiny={**TINY, "embed_dim": 16, "num_heads": 2, "init_values": 0.1},
+            shallow={"depth": 2},
+            parity=parity,
+        )
+        for name, params, parity in (
+            ("cait_xxs24_224", 11_956_264, "regular"),
+            ("cait_xxs36_224", 17_299_720, "regular"),
+            ("cait_xs24_384", 26_670_088, "slow"),
+            ("cait_s24_224", 46_916_200, "slow"),
+            ("cait_s24_384", 47_062_120, "slow"),
+            ("cait_s36_384", 68_366_632, "slow"),
+            ("cait_m36_384", 271_221_352, "slow"),
+            ("cait_m48_448", 356_460_520, "slow"),
+        )
+    ),
     # ---- patchconvnet
-    # ---- nonlocal_resnet
+    _nonlocal("nonlocal_resnet50_1", 27_658_792, parity="regular"),
+    _nonlocal("nonlocal_resnet50_5", 32_915_496),
+    _nonlocal("nonlocal_resnet50_5_gaussian", 29_241_384),
+    _nonlocal("nonlocal_resnet50_5_dot", 32_915_496, maps=0),
+    _nonlocal("nonlocal_resnet50_5_concat", 32_919_592, maps=0),
+    _nonlocal("nonlocal_resnet50_10", 40_273_960),
+    _nonlocal("nonlocal_resnet101_5", 51_907_624),
     # ---- sagan_resnet
     # ---- aa_resnet
     # ---- sasa_resnet
     # ---- lr_net
     # ---- axial_resnet
-    # ---- botnet
-    # ---- lambda_resnet
+    _botnet("botnet50_224", 20_852_008, strides=(4, 8, 16, 32)),
+    _botnet("botnet_s1_50_224", 20_859_176),
+    _botnet("botnet_s1_59_224", 30_500_696, parity="slow"),
+    _botnet("botnet_s1_110_224", 51_739_544, parity="slow"),
+    _botnet("botnet_s1_128_256", 69_131_672, parity="slow"),
+    _botnet("botnet_s1_77_320", 47_917_400, parity="slow"),
+    _botnet("botnet_s1_128_384", 69_180_824, parity="slow"),
+    _lambda("lambda_resnet26", 10_125_800),
+    _lambda("lambda_resnet38", 12_000_296),
+    _lambda("lambda_resnet50", 14_995_848, parity="slow"),
+    _lambda("lambda_resnet50_u4_r7", 16_040_616, parity="toy"),
     # ---- byob_attention
     _mixer("mixer_s32_224", 19_104_624),
     _mixer("mixer_s16_224", 18_528_264),
@@ -142,10 +306,51 @@ ROWS = [
     _mixer("mixer_l32_224", 206_939_264, parity="slow"),
     _mixer("mixer_l16_224", 208_196_168, parity="slow"),
     _mixer("mixer_h14_224", 432_350_952, parity="slow"),
-    # ---- resmlp
-    # ---- gmlp
-    # ---- s2mlp
+    _mixer("resmlp_12_224", 15_350_872),
+    _mixer("resmlp_24_224", 30_020_680),
+    _mixer("resmlp_36_224", 44_690_488, parity="slow"),
+    _mixer("resmlp_big_24_224", 129_138_280, parity="slow"),
+    _mixer("gmlp_ti16_224", 5_867_328),
+    _mixer("gmlp_s16_224", 19_422_656),
+    _mixer("gmlp_b16_224", 73_075_392, parity="slow"),
+    *[
+        Row(
+            name,
+            params,
+            tiny={"patch_size": 8, "depth": 2, "embed_dim": 16, "img_size": 32},
+            shallow={"depth": 2},
+            reference="the paper's equations",
+            parity="toy",
+        )
+        for name, params in (("s2mlp_wide_patch16_224", 72_241_384), ("s2mlp_deep_patch16_224", 53_917_288))
+    ],
+    *[
+        Row(
+            name,
+            params,
+            tiny={"embed_dims": (8, 16), "depths": (1, 2), "patch_size": 4, "img_size": 32},
+            strides=(4, 8),
+            shallow={"depths": (1, 1)},
+            sizes=(),
+            reference="the paper's equations",
+            parity="toy",
+        )
+        for name, params in (("s2mlpv2_small_patch7_224", 25_112_680), ("s2mlpv2_medium_patch7_224", 55_268_840))
+    ],
     # ---- cyclemlp
-    # ---- convmixer
+    *[
+        Row(
+            name,
+            params,
+            tiny={"embed_dim": 16, "depth": 2, "kernel_size": 3, "patch_size": 8, "img_size": 32},
+            shallow={"depth": 2},
+            parity=parity,
+        )
+        for name, params, parity in (
+            ("convmixer_1536_20", 51_625_960, "slow"),
+            ("convmixer_768_32", 21_110_248, "slow"),
+            ("convmixer_1024_20_ks9_p14", 24_383_464, "regular"),
+        )
+    ],
     # ---- igpt
 ]

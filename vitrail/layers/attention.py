@@ -154,6 +154,7 @@ def record(model: nn.Module) -> Iterator[Maps]:
 def received(weights: Tensor, places: Places) -> Tensor:
     """What each position of the picture receives from all queries of a folded map, by head: (B * G, h, N, M) ->
     (B, h, H, W) on the finest key grid. Values sum to 1 less what goes to tokens without a place."""
+    places = places._replace(queries=places.queries.to(weights.device), keys=places.keys.to(weights.device))
     folds, queries = places.queries.shape
     weights = weights.unflatten(0, (-1, folds)).transpose(1, 2)  # (B, h, G, N, M)
     asks = (places.queries >= 0)[:, :, None]

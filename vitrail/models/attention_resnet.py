@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitrail.models.protocol import Classifier
 
 Grid = tuple[int, int]
+Stages = tuple[int, int, int, int]
 Spatial = Callable[[int, int, int, Grid], nn.Module]
 """(stage 0 to 3, width, stride, grid of its input) -> a module (B, width, H, W) -> (B, width, H/stride, W/stride)."""
 
@@ -25,9 +26,20 @@ def conv3x3(_stage: int, width: int, stride: int, _grid: Grid) -> nn.Module:
 
 
 class Bottleneck(nn.Module):
-    """1 x 1 convolution, spatial operator, 1 x 1 convolution, and a shortcut: (B, dim, H, W) -> (B, out, H/s, W/s)."""
+    """1 x 1 convolution, spatial operator, 1 x 1 convolution, and a shortcut: (B, dim, H, W) -> (B, out, H/s, W/s).
 
-    def __init__(self, dim: int, width: int, out: int, stride: int, spatial: nn.Module):
+    `attn`, the identity unless a paper puts attention between two blocks, acts on what leaves the block.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        width: int,
+        out: int,
+        stride: int,
+        spatial: nn.Module,
+        act: Callable[[], nn.Module] = nn.ReLU,
+    ):
         super().__init__()
         self.conv1 = nn.Conv2d(dim, width, kernel_size=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -35,13 +47,34 @@ class Bottleneck(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, out, kernel_size=1, bias=False)
         self.bn3 = nn.BatchNorm2d(out)
-        self.relu = nn.ReLU()
+        self.relu = act()
         self.downsample = shortcut(dim, out, stride)
+        self.attn: nn.Module = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
-        return self.relu(self.bn3(self.conv3(y)) + self.downsample(x))
+        return self.attn(self.relu(self.bn3(self.conv3(y)) + self.downsample(x)))
+
+
+class BasicBlock(nn.Module):
+    """Two 3 x 3 convolutions and a shortcut, for the shallow networks: (B, dim, H, W) -> (B, width, H/s, W/s).
+
+    The first, which strides, is passed in.
+    """
+
+    def __init__(self, dim: int, width: int, stride: int, spatial: nn.Module):
+        super().__init__()
+        self.conv1 = spatial
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.conv2 = nn.Conv2d(width, width, kernel_size=3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = shortcut(dim, width, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.relu(self.bn1(self.conv1(x)))
+        return self.relu(self.bn2(self.conv2(y)) + self.downsample(x))
 
 
 def shortcut(dim: int, out: int, stride: int) -> nn.Module:
@@ -55,43 +88,56 @@ class AttentionResNet(Classifier):
     """Stem, four stages, mean, linear layer: images (B, C, H, W), normalised, -> logits (B, K).
 
     `config` has `depths` (blocks a stage), `img_size`, `in_chans` and `num_classes`. `widths` are those of the spatial
-    operators, `expansion` times as many channels leave a block.
+    operators, `expansion` times as many channels leave a block; `strides` are those of each stage's first block.
     """
 
     head_name = "fc"
     expansion = 4
-    widths: tuple[int, int, int, int] = (64, 128, 256, 512)
-    last_stride = 2
-    """Of the last stage: 1 keeps its maps at stride 16."""
+    widths: Stages = (64, 128, 256, 512)
 
-    def __init__(self, config: Any, spatial: Spatial = conv3x3):
+    def __init__(
+        self,
+        config: Any,
+        spatial: Spatial = conv3x3,
+        *,
+        widths: Stages | None = None,
+        strides: Stages = (1, 2, 2, 2),
+        stem_width: int = 64,
+    ):
         super().__init__()
         self.config = config
         self.spatial = spatial
+        self.widths = widths or self.widths
+        self.stem_width = stem_width
         self.make_stem()
         side = -(-config.img_size // 4)
-        dim = 64
+        dim = stem_width
         for stage, (depth, width) in enumerate(zip(config.depths, self.widths, strict=True)):
             blocks = []
             for index in range(depth):
-                stride = (1, 2, 2, self.last_stride)[stage] if index == 0 else 1
+                stride = strides[stage] if index == 0 else 1
                 blocks.append(self.make_block(stage, index, dim, width, stride, (side, side)))
-                side, dim = -(-side // stride), width * self.expansion
+                side, dim = -(-side // stride), self.out_channels(width)
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.num_features = dim
         self.reset_classifier(config.num_classes)
         self.init_weights()
 
+    def out_channels(self, width: int) -> int:
+        """Channels that leave the blocks whose spatial operator is `width` wide."""
+        return width * self.expansion
+
     def make_stem(self) -> None:
         """A 7 x 7 convolution and a pooling, stride 2 each: `conv1`, `bn1`, `relu`, `maxpool`."""
-        self.conv1: nn.Module = nn.Conv2d(self.config.in_chans, 64, kernel_size=7, stride=2, padding=3, bias=False)
-        self.bn1: nn.Module = nn.BatchNorm2d(64)
+        width = self.stem_width
+        self.conv1: nn.Module = nn.Conv2d(self.config.in_chans, width, kernel_size=7, stride=2, padding=3, bias=False)
+        self.bn1: nn.Module = nn.BatchNorm2d(width)
         self.relu: nn.Module = nn.ReLU()
         self.maxpool: nn.Module = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
     def make_block(self, stage: int, _index: int, dim: int, width: int, stride: int, grid: Grid) -> nn.Module:
-        """Block `index` of a stage: (B, dim, H, W) -> (B, width * expansion, H/stride, W/stride), H x W = `grid`."""
-        return Bottleneck(dim, width, width * self.expansion, stride, self.spatial(stage, width, stride, grid))
+        """Block `index` of a stage: (B, dim, H, W) -> (B, out_channels, H/stride, W/stride), H x W = `grid`."""
+        return Bottleneck(dim, width, self.out_channels(width), stride, self.spatial(stage, width, stride, grid))
 
     def init_weights(self) -> None:
         """He's: convolutions by their fan-out, the last norm of each block 0, so that blocks start as shortcuts."""
@@ -100,6 +146,8 @@ class AttentionResNet(Classifier):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             elif isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, BasicBlock):
+                nn.init.zeros_(module.bn2.weight)
 
     def pyramid(self, images: Tensor) -> list[Tensor]:
         """Four maps (B, D, H/s, W/s) at strides s = 4, 8, 16 and 32 (16 where the last stage does not stride)."""

@@ -144,7 +144,7 @@ class Model(Classifier):
         self.config = config
         self.num_features = config.representation_size or dim
         self.num_prefix_tokens = type(self).num_prefix_tokens if config.global_pool == "token" else 0
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, dim)
+        self.patch_embed = self.make_patch_embed()
         self.grid = self.patch_embed.grid(config.img_size, config.img_size)
         self.make_tokens()
         self.pos_embed = nn.Parameter(torch.empty(1, self.num_positions(), dim))
@@ -179,6 +179,10 @@ class Model(Classifier):
         nn.init.normal_(self.pos_embed, std=self.config.embed_dim**-0.5)
         for token in self.prefix_tokens():
             nn.init.zeros_(token)
+
+    def make_patch_embed(self) -> PatchEmbed:
+        """What turns an image into patch tokens."""
+        return PatchEmbed(self.config.patch_size, self.config.in_chans, self.config.embed_dim)
 
     def make_tokens(self) -> None:
         """Learned tokens that stand before the patches."""

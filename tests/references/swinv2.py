@@ -1,0 +1,7 @@
+"""As Swin."""
+
+from __future__ import annotations
+
+from references.swin import build
+
+__all__ = ["build"]
