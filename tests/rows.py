@@ -115,6 +115,11 @@ def _lambda(name: str, params: int, parity: Literal["regular", "slow", "toy"] = 
     )
 
 
+def _mobilevit(name: str, params: int) -> Row:
+    tiny = {"channels": (8, 8, 8, 8, 8), "transformer_dims": (8, 8, 8), "transformer_depths": (1, 1, 1), "img_size": 64}
+    return Row(name, params, maps=3, tiny=tiny, side=64, strides=(4, 8, 16, 32))
+
+
 def _mvit(
     name: str, params: int, reference: str = "torchvision's video class", parity: Parity = "regular", num_heads: int = 1
 ) -> Row:
@@ -241,6 +246,9 @@ ROWS = [
     _convit("convit_small_plus", 48_979_882, parity="slow"),
     _convit("convit_base_plus", 153_134_856, parity="slow"),
     # ---- coatnet
+    _mobilevit("mobilevit_xxs", 1_272_024),
+    _mobilevit("mobilevit_xs", 2_317_848),
+    _mobilevit("mobilevit_s", 5_578_632),
     _mvit("mvit_base_16_224", 36_982_600),
     _mvit("mvit_base_24_224", 53_516_392, parity="slow"),
     _mvit("mvit_base_24_wide_320", 72_961_832, parity="slow"),
