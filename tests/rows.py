@@ -76,7 +76,7 @@ def _botnet(
 
 
 def _swin(name: str, params: int, parity: Parity = "regular") -> Row:
-    tiny = {"patch_size": 2, "img_size": 32, "embed_dim": 8, "num_heads": (1, 2, 2, 2), "window_size": 3}
+    tiny = {"patch_size": 2, "img_size": 32, "embed_dim": 8, "num_heads": (2, 2, 2, 4), "window_size": 3}
     shallow = {"depths": (2, 2, 2, 2)}
     return Row(name, params, maps=8, tiny=tiny | shallow, strides=(2, 4, 8, 16), shallow=shallow, parity=parity)
 
@@ -93,7 +93,7 @@ def _nonlocal(name: str, params: int, maps: int = 2, parity: Parity = "toy") -> 
         name,
         params,
         maps=maps,
-        tiny={**one, "base_width": 4, "img_size": 64},
+        tiny={**one, "base_width": 8, "img_size": 64},
         side=64,
         strides=(4, 8, 16, 32),
         shallow={**one, "base_width": 16},
@@ -102,7 +102,26 @@ def _nonlocal(name: str, params: int, maps: int = 2, parity: Parity = "toy") -> 
     )
 
 
-def _lambda(name: str, params: int, parity: Literal["regular", "slow", "toy"] = "regular") -> Row:
+def _byob(
+    name: str,
+    params: int,
+    operator: str,
+    maps: int = 0,
+    sizes: tuple[tuple[int, int], ...] = ((256, 256),),
+    **more: int,
+) -> Row:
+    last = "bot" if operator == "halo" else operator
+    tiny = {
+        "blocks": (("conv",), ("conv", operator), ("conv",), (last,)),
+        "channels": (16, 32, 48, 64),
+        "widths": (8, 16, 16, 32),
+        "img_size": 64,
+        **more,
+    }
+    return Row(name, params, maps, tiny, side=64, strides=(4, 8, 16, 32), sizes=sizes)
+
+
+def _lambda(name: str, params: int, seen: float, parity: Literal["regular", "slow", "toy"] = "regular") -> Row:
     return Row(
         name,
         params,
@@ -112,6 +131,7 @@ def _lambda(name: str, params: int, parity: Literal["regular", "slow", "toy"] = 
         shallow={"depths": (1, 1, 1, 2)},
         reference="each position's lambda summed by hand" if parity == "toy" else "torchvision with timm's LambdaLayer",
         parity=parity,
+        seen=seen,
     )
 
 
@@ -121,11 +141,85 @@ def _mobilevit(name: str, params: int) -> Row:
 
 
 def _mvit(
-    name: str, params: int, reference: str = "torchvision's video class", parity: Parity = "regular", num_heads: int = 1
+    name: str, params: int, last: int = 2, reference: str = "torchvision's video class", parity: Parity = "regular"
 ) -> Row:
-    tiny = {"embed_dim": num_heads * 8, "depths": (1, 2, 1, 1), "img_size": 32}
+    heads = 3 if "huge" in name else 2 if "large" in name else 1
+    tiny = {"embed_dim": heads * 12, "depths": (1, 1, 1, last), "img_size": 32}
     shallow = {"depths": (1, 2, 1, 1)}
-    return Row(name, params, 5, tiny, 32, (4, 8, 16, 32), shallow, reference=reference, parity=parity)
+    return Row(name, params, 3 + last, tiny, 32, (4, 8, 16, 32), shallow, reference=reference, parity=parity)
+
+
+def _focal(name: str, params: int, seen: float, parity: Parity = "regular") -> Row:
+    tiny = {"embed_dim": 8, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 2), "window_size": 2, "expand_size": 1}
+    tiny |= {"focal_windows": (5, 3, 3, 1), "img_size": 64}
+    shallow = {"depths": (1, 1, 1, 1)}
+    return Row(
+        name,
+        params,
+        maps=4,
+        tiny=tiny,
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow=shallow,
+        reference="windows one by one, in double precision",
+        parity=parity,
+        seen=seen,
+    )
+
+
+def _sagan(name: str, params: int, parity: Parity = "toy") -> Row:
+    toy = {"depths": (1, 1, 1, 1), "base_width": 8}
+    return Row(
+        name,
+        params,
+        maps=1,
+        tiny={**toy, "img_size": 64},
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow=toy,
+        reference="the paper's equations, query by query",
+        parity=parity,
+    )
+
+
+def _coatnet(name: str, params: int, reference: str = "timm", parity: Parity = "regular") -> Row:
+    tiny = {"embed_dim": (8, 8, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "img_size": 64}
+    shallow = {"depths": (1, 2, 2, 1)}
+    return Row(name, params, 3, tiny, 64, (4, 8, 16, 32), shallow, sizes=(), reference=reference, parity=parity)
+
+
+def _aa(name: str, params: int, share: float = 0.25, parity: Parity = "toy") -> Row:
+    toy = {"depths": (1, 1, 1, 1), "base_width": 8, "num_heads": 2, "kappa": share, "upsilon": share}
+    return Row(
+        name,
+        params,
+        maps=3,
+        tiny={**toy, "img_size": 64},
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow=toy,
+        reference="the paper's equations, query by query, offsets looked up",
+        parity=parity,
+    )
+
+
+def _sl_vit(name: str, params: int) -> Row:
+    about = "the paper's equations, patch by patch and query by query"
+    return Row(name, params, maps=2, tiny=TINY, shallow={"depth": 2}, reference=about, seen=7.0e-7)
+
+
+def _sasa(name: str, params: int, maps: int = 4) -> Row:
+    toy = {"depths": (1, 1, 1, 1), "base_width": 8, "num_heads": 2}
+    return Row(
+        name,
+        params,
+        maps=maps,
+        tiny={**toy, "img_size": 32},
+        strides=(4, 8, 16, 32),
+        shallow=toy,
+        reference="the paper's equations, query by query and key by key",
+        parity="toy",
+    )
 
 
 ROWS = [
@@ -232,12 +326,46 @@ ROWS = [
     _swin("swinv2_large_window12_192", 196_739_932, "slow"),
     _swin("swinv2_large_window12to16_192to256", 196_739_932, "slow"),
     _swin("swinv2_large_window12to24_192to384", 196_739_932, "slow"),
-    # ---- focal
+    _focal("focal_tiny_224", 28_880_380, 4.9e-7),
+    _focal("focal_small_224", 51_141_940, 4.6e-7, parity="slow"),
+    _focal("focal_base_224", 89_815_400, 3.2e-7, parity="slow"),
+    _focal("focal_tiny_useconv_224", 30_825_244, 4.3e-7),
+    _focal("focal_small_useconv_224", 53_086_804, 8.1e-7, parity="slow"),
+    _focal("focal_base_useconv_224", 93_268_712, 5.1e-7, parity="slow"),
     _tnt("tnt_ti_patch16_224", 6_076_408),
     _tnt("tnt_s_patch16_224", 23_768_584),
     _tnt("tnt_b_patch16_224", 65_428_680, parity="slow"),
     _tnt("tnt_s_legacy_patch16_224", 23_755_336),
-    # ---- cpvt
+    *(
+        Row(name, params, maps=2, tiny=TINY, shallow={"depth": 2}, reference="timm's ViT and PosConv", parity=parity)
+        for name, params, parity in (
+            ("cpvt_tiny_patch16_224", 5_681_512, "regular"),
+            ("cpvt_small_patch16_224", 21_978_856, "regular"),
+            ("cpvt_base_patch16_224", 86_424_040, "slow"),
+            ("cpvt_tiny_patch16_gap_224", 5_681_320, "regular"),
+            ("cpvt_small_patch16_gap_224", 21_978_472, "regular"),
+            ("cpvt_base_patch16_gap_224", 86_423_272, "slow"),
+        )
+    ),
+    *(
+        Row(
+            name,
+            params,
+            maps=3,
+            tiny={**TINY, "depth": 3, "num_pegs": 2},
+            shallow={"depth": 3, "num_pegs": 2},
+            reference="timm's ViT and PosConv",
+            parity=parity,
+        )
+        for name, params, parity in (
+            ("cpvt_tiny_patch16_peg5_224", 5_689_192, "regular"),
+            ("cpvt_small_patch16_peg5_224", 21_994_216, "regular"),
+            ("cpvt_base_patch16_peg5_224", 86_454_760, "slow"),
+            ("cpvt_tiny_patch16_peg5_gap_224", 5_689_000, "regular"),
+            ("cpvt_small_patch16_peg5_gap_224", 21_993_832, "regular"),
+            ("cpvt_base_patch16_peg5_gap_224", 86_453_992, "slow"),
+        )
+    ),
     # ---- cvt
     _convit("convit_tiny", 5_710_512),
     _convit("convit_small", 27_777_322),
@@ -245,22 +373,37 @@ ROWS = [
     _convit("convit_tiny_plus", 9_972_912),
     _convit("convit_small_plus", 48_979_882, parity="slow"),
     _convit("convit_base_plus", 153_134_856, parity="slow"),
-    # ---- coatnet
+    _coatnet("coatnet_0_224", 25_036_820),
+    _coatnet("coatnet_1_224", 42_225_776, parity="slow"),
+    _coatnet("coatnet_2_224", 74_684_744, parity="slow"),
+    _coatnet("coatnet_3_224", 166_966_264, parity="slow"),
+    _coatnet("coatnet_4_224", 275_425_288, parity="slow"),
+    _coatnet("coatnet_5_224", 687_472_008, parity="slow"),
+    _coatnet("coatnet_0_paper_224", 24_446_228, "the paper's equations, query by query", "toy"),
+    _coatnet("coatnet_1_paper_224", 41_635_184, "the paper's equations, query by query", "toy"),
+    _coatnet("coatnet_2_paper_224", 73_635_144, "the paper's equations, query by query", "toy"),
+    _coatnet("coatnet_3_paper_224", 164_605_432, "the paper's equations, query by query", "toy"),
+    _coatnet("coatnet_4_paper_224", 273_064_456, "the paper's equations, query by query", "toy"),
     _mobilevit("mobilevit_xxs", 1_272_024),
     _mobilevit("mobilevit_xs", 2_317_848),
     _mobilevit("mobilevit_s", 5_578_632),
     _mvit("mvit_base_16_224", 36_982_600),
     _mvit("mvit_base_24_224", 53_516_392, parity="slow"),
     _mvit("mvit_base_24_wide_320", 72_961_832, parity="slow"),
-    _mvit("mvitv2_tiny", 24_173_320, "timm"),
-    _mvit("mvitv2_small", 34_870_216, "timm", "slow"),
-    _mvit("mvitv2_base", 51_472_744, "timm", "slow"),
-    _mvit("mvitv2_large", 217_992_952, "timm", "slow", num_heads=2),
+    _mvit("mvitv2_tiny", 24_173_320, 1, "timm"),
+    _mvit("mvitv2_small", 34_870_216, 1, "timm", "slow"),
+    _mvit("mvitv2_base", 51_472_744, 1, "timm", "slow"),
+    _mvit("mvitv2_large", 217_992_952, 1, "timm", "slow"),
     _mvit("mvitv2_small_cls", 34_870_312),
     _mvit("mvitv2_base_cls", 51_472_840, parity="slow"),
-    _mvit("mvitv2_large_cls", 213_635_512, parity="slow", num_heads=2),
-    _mvit("mvitv2_huge_cls", 666_879_912, parity="slow", num_heads=3),
-    # ---- sl_vit
+    _mvit("mvitv2_large_cls", 213_635_512, parity="slow"),
+    _mvit("mvitv2_huge_cls", 666_879_912, parity="slow"),
+    _sl_vit("sl_vit_patch8_64", 3_060_628),
+    _sl_vit("sl_vit_patch4_32", 2_920_948),
+    _sl_vit("spt_vit_patch8_64", 3_060_520),
+    _sl_vit("spt_vit_patch4_32", 2_920_840),
+    _sl_vit("lsa_vit_patch8_64", 2_911_252),
+    _sl_vit("lsa_vit_patch4_32", 2_883_604),
     # ---- sl_swin
     *(
         Row(
@@ -282,7 +425,29 @@ ROWS = [
             ("cait_m48_448", 356_460_520, "slow"),
         )
     ),
-    # ---- patchconvnet
+    *(
+        Row(
+            name,
+            params,
+            maps=1,
+            tiny={"embed_dim": 16, "depth": 2, "init_values": 0.1, "img_size": 64},
+            side=64,
+            strides=(16,),
+            shallow={"depth": 2},
+            reference="written out by hand",
+            parity="toy",
+            seen=seen,
+        )
+        for name, params, seen in (
+            ("patchconvnet_s60_224", 25_231_096, 4e-7),
+            ("patchconvnet_s120_224", 47_723_896, 6e-7),
+            ("patchconvnet_b60_224", 99_388_936, 5e-7),
+            ("patchconvnet_b120_224", 188_611_336, None),
+            ("patchconvnet_l60_224", 176_009_576, None),
+            ("patchconvnet_l120_224", 334_294_376, None),
+            ("patchconvnet_s60_multi_224", 25_614_712, 3e-6),
+        )
+    ),
     _nonlocal("nonlocal_resnet50_1", 27_658_792, parity="regular"),
     _nonlocal("nonlocal_resnet50_5", 32_915_496),
     _nonlocal("nonlocal_resnet50_5_gaussian", 29_241_384),
@@ -290,9 +455,23 @@ ROWS = [
     _nonlocal("nonlocal_resnet50_5_concat", 32_919_592, maps=0),
     _nonlocal("nonlocal_resnet50_10", 40_273_960),
     _nonlocal("nonlocal_resnet101_5", 51_907_624),
-    # ---- sagan_resnet
-    # ---- aa_resnet
-    # ---- sasa_resnet
+    _sagan("sagan_resnet50", 25_884_713, parity="regular"),
+    _sagan("sagan_resnet50_paper", 25_688_105),
+    _sagan("sagan_resnet50_plain", 25_885_353),
+    _aa("aa_resnet50", 25_813_872, parity="regular"),
+    _aa("aa_resnet34", 20_749_552),
+    _aa("aa_resnet101", 45_391_208),
+    _aa("aa_resnet152", 61_622_496),
+    _aa("aa_resnet50_kappa25", 24_308_208),
+    _aa("aa_resnet50_kappa50", 22_347_160, 0.5),
+    _aa("aa_resnet50_kappa75", 20_739_976, 0.75),
+    _aa("aa_resnet50_kappa100", 19_388_040, 1.0),
+    _sasa("sasa_resnet26", 10_331_264),
+    _sasa("sasa_resnet38", 14_173_384),
+    _sasa("sasa_resnet50", 18_015_504),
+    _sasa("sasa_resnet26_full", 10_323_200, maps=5),
+    _sasa("sasa_resnet38_full", 14_165_320, maps=5),
+    _sasa("sasa_resnet50_full", 18_007_440, maps=5),
     # ---- lr_net
     # ---- axial_resnet
     _botnet("botnet50_224", 20_852_008, strides=(4, 8, 16, 32)),
@@ -302,11 +481,19 @@ ROWS = [
     _botnet("botnet_s1_128_256", 69_131_672, parity="slow"),
     _botnet("botnet_s1_77_320", 47_917_400, parity="slow"),
     _botnet("botnet_s1_128_384", 69_180_824, parity="slow"),
-    _lambda("lambda_resnet26", 10_125_800),
-    _lambda("lambda_resnet38", 12_000_296),
-    _lambda("lambda_resnet50", 14_995_848, parity="slow"),
-    _lambda("lambda_resnet50_u4_r7", 16_040_616, parity="toy"),
-    # ---- byob_attention
+    _lambda("lambda_resnet26", 10_125_800, 2.9e-7),
+    _lambda("lambda_resnet38", 12_000_296, 3.0e-7),
+    _lambda("lambda_resnet50", 14_995_848, 3.4e-7, parity="slow"),
+    _lambda("lambda_resnet50_u4_r7", 16_040_616, 2.7e-7, parity="toy"),
+    _byob("botnet26t_256", 12_488_672, "bot", maps=2),
+    _byob("botnet50ts_256", 22_742_688, "bot", maps=2),
+    _byob("sebotnet33ts_256", 13_701_984, "bot", maps=2, num_features=24),
+    _byob("eca_botnext26ts_256", 10_593_301, "bot16", maps=2, group_size=8),
+    _byob("lambda_resnet26t", 10_958_272, "lambda9", sizes=((192, 192), (256, 256), (320, 224))),
+    _byob("lambda_resnet26rpt_256", 10_988_688, "lambda"),
+    _byob("lambda_resnet50ts", 21_536_832, "lambda9", sizes=((192, 192), (256, 256), (320, 224))),
+    _byob("lamhalobotnet50ts_256", 22_569_824, "halo", maps=2),
+    _byob("halo2botnet50ts_256", 22_635_360, "halo", maps=2),
     _mixer("mixer_s32_224", 19_104_624),
     _mixer("mixer_s16_224", 18_528_264),
     _mixer("mixer_b32_224", 60_293_428, parity="slow"),
@@ -345,7 +532,25 @@ ROWS = [
         )
         for name, params in (("s2mlpv2_small_patch7_224", 25_112_680), ("s2mlpv2_medium_patch7_224", 55_268_840))
     ],
-    # ---- cyclemlp
+    *[
+        Row(
+            name,
+            params,
+            tiny={"depths": (1, 1, 1, 1), "embed_dims": (8, 16, 24, 32), "img_size": 32},
+            strides=(4, 8, 16, 32),
+            shallow={"depths": (1, 1, 1, 1)},
+            reference="torchvision's deformable convolution",
+            parity=parity,
+            seen=5e-7,
+        )
+        for name, params, parity in (
+            ("cyclemlp_b1_224", 15_155_400, "regular"),
+            ("cyclemlp_b2_224", 26_802_504, "regular"),
+            ("cyclemlp_b3_224", 38_385_720, "slow"),
+            ("cyclemlp_b4_224", 51_796_552, "slow"),
+            ("cyclemlp_b5_224", 75_747_280, "slow"),
+        )
+    ],
     *[
         Row(
             name,

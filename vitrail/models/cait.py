@@ -143,7 +143,6 @@ class Model(Classifier):
     """
 
     num_prefix_tokens = 1
-    release_keys = ((r"module\.(.+)", r"\1"),)
 
     def __init__(self, config: Config):
         super().__init__()

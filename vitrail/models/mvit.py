@@ -10,8 +10,8 @@ Shapes    (B,3,224,224) -patch 4, class token-> (B,1+56*56,96) -> (B,1+28*28,192
 Lecture   hierarchical transformers
 
 Keys and values are pooled by 4, 2, 1, 1 in the four stages. The pooling convolution reads one head at a time, with the
-same weights for all heads of a block; the class token bypasses it but is normalised with the rest. The shortcut around a
-striding block is max-pooled, and where the width changes it is a projection of the normalised tokens: so it stands in
+same weights for all heads of a block; the class token bypasses it but is normalised with the rest. The shortcut around
+a striding block is max-pooled, and where the width changes it is a projection of the normalised tokens: so it stands in
 the authors' code. State-dict keys are those of their PySlowFast release, whose pooling weights have a time axis of
 length 1 that images do not need. Positions are one learned table, resized on the fly at other image sizes (the release
 takes one size only). The paper trains with stochastic depth, `drop_path_rate=0.1` for the 16 blocks.
@@ -27,6 +27,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -78,7 +79,7 @@ def stage_shapes(embed_dim: int, num_heads: int, depths: Iterable[int], expand_a
     """The blocks of each stage. Widths double in the last MLP of the stage before, or with `expand_attn` in the first
     attention of the stage; the first block of a stage halves the grid; keys are pooled by 4 and less as it shrinks."""
     depths = list(depths)
-    stages = []
+    stages: list[list[Shape]] = []
     for number, depth in enumerate(depths):
         width, before = embed_dim << number, embed_dim << max(number - 1, 0)
         after = width if expand_attn or number == len(depths) - 1 else width * 2
@@ -111,7 +112,7 @@ class OverlappingPatches(nn.Module):
 
 
 class HeadConv(nn.Conv2d):
-    """Depthwise 3 x 3 convolution of one head's channels, the same for all heads: (B, h*d, H, W) -> (B, h*d, H', W')."""
+    """Depthwise 3 x 3 convolution of d channels, the same for all heads: (B, h*d, H, W) -> (B, h*d, H', W')."""
 
     def __init__(self, head_dim: int, stride: int):
         super().__init__(head_dim, head_dim, 3, stride, padding=1, groups=head_dim, bias=False)
@@ -123,7 +124,7 @@ class HeadConv(nn.Conv2d):
 
 
 def on_grid(operator: Callable[[Tensor], Tensor], x: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
-    """Tokens (B, T + H*W, D) through an `operator` on maps; the T first have no place and bypass it. With the new grid."""
+    """Tokens (B, T + H*W, D) through an `operator` on maps, and the new grid. The T first tokens bypass it."""
     prefix = x.shape[1] - grid[0] * grid[1]
     image = operator(x[:, prefix:].unflatten(1, grid).permute(0, 3, 1, 2))
     tokens = image.permute(0, 2, 3, 1).flatten(1, 2)
@@ -133,7 +134,7 @@ def on_grid(operator: Callable[[Tensor], Tensor], x: Tensor, grid: Grid) -> tupl
 
 
 class PoolingAttention(nn.Module):
-    """Multi-head attention of pooled queries over pooled keys (section 3.1): (B, N, dim) -> (B, N', width), new grid."""
+    """Attention of pooled queries over pooled keys (section 3.1): (B, N, dim), grid -> (B, N', width), new grid."""
 
     pools_all_queries = False
     """Whether queries go through a convolution also where they keep their grid."""
@@ -322,8 +323,5 @@ class Model(MultiscaleTransformer):
         return x + resize_position(self.pos_embed, grid, 1, self.grid), grid
 
     def stage_blocks(self) -> list[Sequence[nn.Module]]:
-        blocks, stages = list(self.blocks), []
-        for depth in self.config.depths:
-            stages.append(blocks[:depth])
-            blocks = blocks[depth:]
-        return stages
+        blocks = iter(self.blocks)
+        return [list(islice(blocks, depth)) for depth in self.config.depths]

@@ -9,10 +9,11 @@ Shapes    (B,3,224,224) -patch 4-> (B,56*56,96) -> (B,28*28,192) -> (B,14*14,384
 Lecture   hierarchical transformers
 
 Names with `cls` have a class token, as the models pre-trained on ImageNet-21k: it takes no part in relative positions,
-and no query is added to it (timm adds one, the authors' code does not). A block's two tables have as many offsets as
-its finer grid, queries' or keys'; at other image sizes they are interpolated on the fly, linearly, as in PySlowFast.
-State-dict keys are timm's. The paper trains with stochastic depth, `drop_path_rate`: 0.1 (tiny, small), 0.3 (base), 0.5
-(large).
+and no query is added to it (timm adds one, the authors' code does not). So the last block, of which the class token
+alone is read, has relative positions and a convolution of queries that do nothing. A block's two tables have as many
+offsets as its finer grid, queries' or keys'; at other image sizes they are interpolated on the fly, linearly, as in
+PySlowFast. State-dict keys are timm's. The paper trains with stochastic depth, `drop_path_rate`: 0.1 (tiny, small), 0.3
+(base), 0.5 (large).
 
     variant             params   FLOPs   top-1     Table 4: ImageNet-1k at 224 x 224; large_cls and huge_cls were
     mvitv2_tiny           24M     4.7G    82.3     pre-trained on ImageNet-21k. FLOPs are multiply-adds as counted here;
@@ -173,9 +174,8 @@ class Model(MultiscaleTransformer):
     def init_weights(self) -> None:
         """The authors' initialisation: a deviation of 0.02 for matrices, tables and token."""
         init_truncated_normal(self)
-        for name, parameter in self.named_parameters():
-            if name in self.no_weight_decay():
-                nn.init.trunc_normal_(parameter, std=0.02)
+        for name in self.no_weight_decay():
+            nn.init.trunc_normal_(self.get_parameter(name), std=0.02)
 
     def embed(self, images: Tensor) -> tuple[Tensor, Grid]:
         x, grid = self.patch_embed(images)

@@ -112,7 +112,8 @@ class Model(Classifier):
         """The plain block with shift for attention: (B, H, W, D) -> (B, H, W, D)."""
         dim = self.config.embed_dim
         block = Block(dim, ShiftMlp(dim), Mlp(dim, 4 * dim), drop_path)
-        block.norm1, block.norm2 = self.make_norm(), self.make_norm()
+        for name in ("norm1", "norm2"):
+            block.set_submodule(name, self.make_norm())
         return block
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -61,6 +61,11 @@ class Model(vit.Model):
         del self.pos_embed  # what is computed is neither learned nor saved
         self.register_buffer("pos_embed", sincos_positions(self.grid, config.embed_dim), persistent=False)
 
+    def init_weights(self) -> None:
+        """As ViT, but for the last layer."""
+        super().init_weights()
+        self.init_head(self.head)
+
     def init_head(self, head: nn.Module) -> None:
         """Zero: all classes are equal at first."""
         for parameter in head.parameters():

@@ -114,7 +114,7 @@ class WindowAttention(nn.Module):
     `grid` is the side of the map that window and shift are chosen for; others are taken too.
     """
 
-    scale: float | None = None
+    qk_scale: float | None = None
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool, grid: int):
         super().__init__()
@@ -162,7 +162,7 @@ class WindowAttention(nn.Module):
         place(self, lambda: places_of_windows(self.window_size, self.shift, grid))
         x = shifted_windows(x, self.window_size, self.shift)
         q, k, v = self.queries_keys_values(x)
-        x = attend(q, k, v, site=self, bias=self.bias(len(x), grid), scale=self.scale)
+        x = attend(q, k, v, site=self, bias=self.bias(len(x), grid), scale=self.qk_scale)
         x = self.proj(x.transpose(1, 2).flatten(2))
         return join_shifted_windows(x, self.window_size, self.shift, grid)
 

@@ -74,7 +74,7 @@ def log_offsets(window_size: int, trained_size: int) -> Tensor:
 class WindowAttention(swin.WindowAttention):
     """Scaled cosine attention with continuous position bias (section 3.3): (B, H, W, D) -> (B, H, W, D)."""
 
-    scale = 1.0  # the queries bring theirs
+    qk_scale = 1.0  # the queries bring theirs
 
     def __init__(self, dim: int, num_heads: int, window_size: int, shifted: bool, grid: int, trained_size: int):
         super().__init__(dim, num_heads, window_size, shifted, grid)

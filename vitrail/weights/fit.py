@@ -32,11 +32,25 @@ def load_weights(model: nn.Module, name: str, pretrained: bool | str | Path) -> 
         where, path = str(pretrained), Path(pretrained)
     state = to_timm_keys(files.read_state_dict(path), model)
     notes: list[str] = []
-    for fit in (fit_positions, fit_channels, fit_heads):
+    for fit in (fit_axes, fit_positions, fit_channels, fit_heads):
         state = fit(state, model, notes)
     model.load_state_dict(checked(state, model, name, where), strict=True)
     for note in notes:  # said once it is true
         log.warning("%s: %s", where, note)
+
+
+def fit_axes(state: State, model: nn.Module, _notes: list[str]) -> State:
+    """Axes of length 1 as the model has them: releases write (D,) or (1, 1, D), and give images a time axis."""
+    own = model.state_dict()
+    return {
+        key: value.reshape(own[key].shape) if key in own and squeezed(value) == squeezed(own[key]) else value
+        for key, value in state.items()
+    }
+
+
+def squeezed(value: Tensor) -> list[int]:
+    """The shape without its axes of length 1."""
+    return [side for side in value.shape if side != 1]
 
 
 def fit_positions(state: State, model: nn.Module, notes: list[str]) -> State:
