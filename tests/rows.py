@@ -102,6 +102,22 @@ def _nonlocal(name: str, params: int, maps: int = 2, parity: Parity = "toy") -> 
     )
 
 
+def _axial(name: str, params: int, parity: Literal["regular", "slow"] = "regular") -> Row:
+    return Row(
+        name,
+        params,
+        maps=8,
+        tiny={"depths": (1, 1, 1, 1), "width_factor": 0.125, "img_size": 64},
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow={"depths": (1, 1, 1, 1)},
+        sizes=(),
+        reference="the equations query by query",
+        parity=parity,
+        seen=0.0,
+    )
+
+
 def _byob(
     name: str,
     params: int,
@@ -183,7 +199,7 @@ def _sagan(name: str, params: int, parity: Parity = "toy") -> Row:
 
 
 def _coatnet(name: str, params: int, reference: str = "timm", parity: Parity = "regular") -> Row:
-    tiny = {"embed_dim": (8, 8, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "img_size": 64}
+    tiny = {"embed_dim": (8, 32, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "img_size": 64}
     shallow = {"depths": (1, 2, 2, 1)}
     return Row(name, params, 3, tiny, 64, (4, 8, 16, 32), shallow, sizes=(), reference=reference, parity=parity)
 
@@ -214,12 +230,34 @@ def _sasa(name: str, params: int, maps: int = 4) -> Row:
         name,
         params,
         maps=maps,
-        tiny={**toy, "img_size": 32},
+        tiny={**toy, "img_size": 64},
+        side=64,
         strides=(4, 8, 16, 32),
         shallow=toy,
         reference="the paper's equations, query by query and key by key",
         parity="toy",
     )
+
+
+def _lr_net(name: str, params: int) -> Row:
+    toy = {"depths": (1, 1, 1, 1), "base_width": 12, "out_width": 32}
+    return Row(
+        name,
+        params,
+        maps=5,
+        tiny={**toy, "img_size": 64},
+        side=64,
+        strides=(4, 8, 16, 32),
+        shallow=toy,
+        reference="the authors' kernel, written out position by position",
+        parity="toy",
+    )
+
+
+def _cvt(name: str, params: int, parity: Parity = "regular") -> Row:
+    tiny = {"embed_dim": (8, 16, 32), "num_heads": (1, 2, 4), "depths": (1, 1, 2), "img_size": 32}
+    shallow = {"depths": (1, 1, 2)}
+    return Row(name, params, 4, tiny, 32, (4, 8, 16), shallow, reference="transformers", parity=parity)
 
 
 ROWS = [
@@ -366,7 +404,11 @@ ROWS = [
             ("cpvt_base_patch16_peg5_gap_224", 86_453_992, "slow"),
         )
     ),
-    # ---- cvt
+    _cvt("cvt_13_224", 19_997_480),
+    _cvt("cvt_13_384", 19_997_480, "slow"),
+    _cvt("cvt_21_224", 31_622_696, "slow"),
+    _cvt("cvt_21_384", 31_622_696, "slow"),
+    _cvt("cvt_w24_384", 277_196_392, "slow"),
     _convit("convit_tiny", 5_710_512),
     _convit("convit_small", 27_777_322),
     _convit("convit_base", 86_540_040, parity="slow"),
@@ -384,6 +426,16 @@ ROWS = [
     _coatnet("coatnet_2_paper_224", 73_635_144, "the paper's equations, query by query", "toy"),
     _coatnet("coatnet_3_paper_224", 164_605_432, "the paper's equations, query by query", "toy"),
     _coatnet("coatnet_4_paper_224", 273_064_456, "the paper's equations, query by query", "toy"),
+    _coatnet("coatnet_0_rw_224", 27_435_562),
+    _coatnet("coatnet_rmlp_0_rw_224", 27_446_074),
+    _coatnet("coatnet_1_rw_224", 41_721_502, parity="slow"),
+    _coatnet("coatnet_rmlp_1_rw_224", 41_691_982, parity="slow"),
+    _coatnet("coatnet_rmlp_1_rw2_224", 41_724_622, parity="slow"),
+    _coatnet("coatnet_2_rw_224", 73_868_400, parity="slow"),
+    _coatnet("coatnet_rmlp_2_rw_224", 73_881_264, parity="slow"),
+    _coatnet("coatnet_rmlp_2_rw_384", 73_881_264, parity="slow"),
+    _coatnet("coatnet_3_rw_224", 165_173_428, parity="slow"),
+    _coatnet("coatnet_rmlp_3_rw_224", 165_152_788, parity="slow"),
     _mobilevit("mobilevit_xxs", 1_272_024),
     _mobilevit("mobilevit_xs", 2_317_848),
     _mobilevit("mobilevit_s", 5_578_632),
@@ -472,8 +524,13 @@ ROWS = [
     _sasa("sasa_resnet26_full", 10_323_200, maps=5),
     _sasa("sasa_resnet38_full", 14_165_320, maps=5),
     _sasa("sasa_resnet50_full", 18_007_440, maps=5),
-    # ---- lr_net
-    # ---- axial_resnet
+    _lr_net("lr_net26", 14_621_108),
+    _lr_net("lr_net50", 23_397_064),
+    _lr_net("lr_net101", 40_830_530),
+    _axial("axial_resnet26_s", 5_944_936),
+    _axial("axial_resnet50_s", 11_586_216),
+    _axial("axial_resnet50_m", 25_179_400, parity="slow"),
+    _axial("axial_resnet50_l", 43_973_480, parity="slow"),
     _botnet("botnet50_224", 20_852_008, strides=(4, 8, 16, 32)),
     _botnet("botnet_s1_50_224", 20_859_176),
     _botnet("botnet_s1_59_224", 30_500_696, parity="slow"),

@@ -47,7 +47,7 @@ def randomise(model: nn.Module) -> nn.Module:
     """Weights for which no branch is silent and no map shrinks: scales about 1, matrices by their fan-in."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1 and len(parameter) > 1:
+        if parameter.ndim > 1 and (len(parameter) > 1 or name.endswith("weight")):
             parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
         else:
             scale = name.rpartition(".")[2].startswith(("weight", "gamma", "alpha", "ls"))
@@ -224,8 +224,9 @@ def test_maps(row: Row) -> None:
         assert weights.ndim == 4
         if name not in maps.places:  # a plain site: all tokens of the grid are keys, in reading order
             assert weights.shape[0] == 2
-            assert weights.shape[-1] == tokens
-            assert weights.shape[-2] in (1, tokens)
+            late = getattr(model, "num_prefix_tokens", 0)  # a class token may join after the first blocks
+            assert weights.shape[-1] in (tokens, tokens - late)
+            assert weights.shape[-2] in (1, weights.shape[-1])
             continue
         places = maps.places[name]
         assert len(weights) == 2 * len(places.queries)

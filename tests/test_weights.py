@@ -293,6 +293,27 @@ def test_positions_of_a_model_whose_tokens_have_none(tmp_path: Path, caplog: pyt
     assert "from 4x4 to 6x6" in caplog.text
 
 
+def test_other_windows_resize_the_tables_of_biases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tiny = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1), "patch_size": 2, "img_size": 64}
+    model = create_model("swin_tiny_patch4_window7_224", **tiny)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias_table"):
+                parameter.fill_(0.5)
+    path = saved(model, tmp_path / "w.safetensors")
+    wider = create_model("swin_tiny_patch4_window7_224", path, window_size=8, **tiny)
+    table = wider.state_dict()["layers.0.blocks.0.attn.relative_position_bias_table"]
+    torch.testing.assert_close(table, torch.full((15 * 15, 1), 0.5))
+    assert "3 tables of position biases resized to other windows" in caplog.text
+
+
+def test_axes_of_length_one_do_not_matter(tmp_path: Path) -> None:
+    model = create_model("resmlp_12_224", depth=1)
+    state = {key: value.squeeze() for key, value in model.state_dict().items()}
+    again = create_model("resmlp_12_224", saved(state, tmp_path / "w.safetensors"), depth=1)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_another_channel_count_adapts_the_first_convolution(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, channels: int
@@ -629,7 +650,7 @@ def test_every_row_names_a_model_and_one_place() -> None:
         assert len(source.mean) == len(source.std) == 3
         assert source.licence
         assert 0 < source.crop_pct <= 1
-        assert source.num_classes in (0, 1000)
+        assert source.num_classes in (0, 1000, 19_168, 21_841)  # none, ImageNet-1k, two cuts of ImageNet-21k
 
 
 def test_the_table_agrees_with_timm_and_torchvision() -> None:

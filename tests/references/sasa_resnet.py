@@ -57,16 +57,17 @@ def stem(net: Plain, images: Tensor, side: int = 4, heads: int = 4) -> Tensor:
         torch.einsum("dc,bcyx->bdyx", matrix, images).unflatten(1, (heads, -1))
         for matrix in net["conv1.qk.weight"].chunk(2)
     )
-    grid = images.shape[-2:]
+    v = torch.zeros_like(q)
+    for a, b in positions((side, side)):
+        says = [(net["conv1.row"][a] + net["conv1.column"][b]) @ mixture for mixture in net["conv1.mixture"]]
+        shares = torch.stack(says).exp() / torch.stack(says).exp().sum()
+        for share, matrix in zip(shares, net["conv1.v"], strict=True):
+            value = torch.einsum("dc,bcyx->bdyx", share * matrix, images[..., a::side, b::side])
+            v[..., a::side, b::side] += value.unflatten(1, (heads, -1))
     attended = []
-    for i, j in positions(grid):
-        similar, values = [], []
-        for a, b in positions((side, side)):
-            says = [(net["conv1.row"][a] + net["conv1.column"][b]) @ mixture for mixture in net["conv1.mixture"]]
-            shares = torch.stack(says).exp() / torch.stack(says).exp().sum()
-            matrix = sum(share * each for share, each in zip(shares, net["conv1.v"], strict=True))
-            y, x = i // side * side + a, j // side * side + b
-            similar.append((q[..., i, j] * k[..., y, x]).sum(-1))
-            values.append(torch.einsum("dc,bc->bd", matrix, images[..., y, x]).unflatten(1, (heads, -1)))
-        attended.append(mean(similar, values).flatten(1))
-    return F.max_pool2d(net.norm("bn1", picture(attended, grid)), side)
+    for i, j in positions(images.shape[-2:]):
+        window = slice(i // side * side, i // side * side + side), slice(j // side * side, j // side * side + side)
+        similar = torch.einsum("bhd,bhdyx->bhyx", q[..., i, j], k[..., *window]).exp()
+        y = torch.einsum("bhyx,bhdyx->bhd", similar, v[..., *window]) / similar.sum((2, 3))[..., None]
+        attended.append(y.flatten(1))
+    return F.max_pool2d(net.norm("bn1", picture(attended, images.shape[-2:])), side)

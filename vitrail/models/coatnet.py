@@ -8,11 +8,11 @@ Shapes    (B,3,224,224) -stem-> (B,64,112,112) -MBConv-> (B,96,56,56) -> (B,192,
           -> (B,768,7,7) -mean-> (B,768) -> (B,K)
 Lecture   hybrids of convolution and attention
 
-There is no code of the authors. This file computes what timm does, the reference that others measure against. It departs
-from the paper's text: maps are halved by averages, not maxima, and in MBConv by the depthwise convolution, not the first
-1 x 1; a hidden layer with tanh (`pre_logits`) stands before the last. `coatnet_paper.py` is the paper's form,
-`coatnet_rw.py` timm's own, with weights. Heads are 32 wide. The bias is learned for one grid, so the image size is fixed
-when the model is built.
+There is no code of the authors. This file computes what timm does, the reference that others measure against. It
+departs from the paper's text: maps are halved by averages, not maxima, and in MBConv by the depthwise convolution, not
+the first 1 x 1; a hidden layer with tanh (`pre_logits`) stands before the last. `coatnet_paper.py` is the paper's form,
+`coatnet_rw.py` timm's own, with weights. Heads are 32 wide. The bias is learned for one grid, so the image size is
+fixed when the model is built.
 
     variant        params   FLOPs   top-1     as the paper prints it: ImageNet-1k, 224 x 224; params and FLOPs are
     coatnet_0_224   25.0M   4.55G    81.6     counted (the paper: 25M, 4.2G; 42M, 8.4G; 75M, 15.7G; 168M, 34.7G;
@@ -148,6 +148,8 @@ class Attention(nn.Module):
 
     def __init__(self, dim: int, width: int, out: int, rel_pos: nn.Module):
         super().__init__()
+        if width % HEAD:
+            raise UserError(f"attention of width {width} has no whole number of heads of {HEAD}; change embed_dim")
         self.num_heads = width // HEAD
         self.qkv = nn.Conv2d(dim, width * 3, kernel_size=1)
         self.rel_pos = rel_pos
@@ -211,7 +213,7 @@ class Head(nn.Module):
 
     def __init__(self, dim: int):
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm: nn.Module = nn.LayerNorm(dim, eps=1e-6)
         self.pre_logits: nn.Module = nn.Sequential(OrderedDict(fc=nn.Linear(dim, dim), act=nn.Tanh()))
 
 
@@ -224,8 +226,6 @@ class Model(Classifier):
         super().__init__()
         self.config = config
         divided(config.img_size, config.img_size, 32, "coarsest stride")
-        if any(dim % HEAD for dim in config.embed_dim[2:]):
-            raise UserError(f"embed_dim {config.embed_dim} has stages of attention that heads of {HEAD} do not divide")
         self.stem = self.make_stem()
         self.stages = nn.Sequential()
         rates = iter(drop_path_rates(config.drop_path_rate, sum(config.depths)))

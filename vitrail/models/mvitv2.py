@@ -170,6 +170,17 @@ class Model(MultiscaleTransformer):
         self.head = nn.Module()
         self.reset_classifier(config.num_classes)
         self.init_weights()
+        self.release_keys = self.keys_of_release()
+
+    def keys_of_release(self) -> tuple[tuple[str, str], ...]:
+        """The authors number all blocks in one row, and call `proj` what stands beside attention or MLP."""
+        places = [f"stages.{s}.blocks.{b}" for s, depth in enumerate(self.config.depths) for b in range(depth)]
+        beside = "shortcut_proj_attn" if self.config.expand_attn else "shortcut_proj_mlp"
+        rules = [(r"head\.projection\.(.+)", r"head.fc.\1")]
+        for number, place in enumerate(places):
+            rules.append((rf"blocks\.{number}\.proj\.(.+)", rf"{place}.{beside}.\1"))
+            rules.append((rf"blocks\.{number}\.(.+)", rf"{place}.\1"))
+        return tuple(rules)
 
     def init_weights(self) -> None:
         """The authors' initialisation: a deviation of 0.02 for matrices, tables and token."""

@@ -74,6 +74,11 @@ def neighbourhoods(x: Tensor, side: int, stride: int = 1) -> Tensor:
     return F.pad(x, (0, 0, *[side // 2] * 4)).unfold(1, side, stride).unfold(2, side, stride).movedim(3, -1)
 
 
+def folded(x: Tensor, num_heads: int) -> Tensor:
+    """Each position a sample of its own: (B, H, W, M, D) -> (B H W, h, M, d)."""
+    return x.flatten(0, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
 def neighbourhood_places(grid: Grid, side: int, stride: int, device: torch.device) -> Places:
     """Places of a site where every `stride`-th position asks the side x side positions around it, one fold each."""
     numbers = torch.arange(1, grid[0] * grid[1] + 1, device=device).view(1, *grid, 1)
@@ -108,10 +113,6 @@ class LocalAttention(nn.Module):
         columns = self.rel_w[None].expand(self.side, -1, -1)
         return torch.cat([rows, columns], dim=-1).flatten(0, 1).repeat(1, self.num_heads)
 
-    def heads(self, x: Tensor) -> Tensor:
-        """(B, H, W, M, D) -> (B H W, h, M, d)."""
-        return x.flatten(0, 2).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[-2], x.shape[-1]
         q, k, v = self.qkv(x).permute(0, 2, 3, 1).chunk(3, dim=-1)  # (B, H, W, D) each
@@ -119,7 +120,7 @@ class LocalAttention(nn.Module):
         keys = neighbourhoods(k, self.side).flatten(3, 4)  # (B, H, W, M, D), a copy, so that it may be added to
         keys.add_(self.offsets())  # q k + q r = q (k + r), without logits of their own for the offsets
         values = neighbourhoods(v, self.side).flatten(3, 4)
-        q, k, v = (self.heads(part) for part in (q[:, :, :, None], keys, values))
+        q, k, v = (folded(part, self.num_heads) for part in (q[:, :, :, None], keys, values))
         y = attend(q, k, v, site=self, scale=1.0)  # (B H W, h, 1, d)
         return self.pool(y.flatten(1).unflatten(0, (-1, *grid)).permute(0, 3, 1, 2))
 

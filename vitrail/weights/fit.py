@@ -32,7 +32,7 @@ def load_weights(model: nn.Module, name: str, pretrained: bool | str | Path) -> 
         where, path = str(pretrained), Path(pretrained)
     state = to_timm_keys(files.read_state_dict(path), model)
     notes: list[str] = []
-    for fit in (fit_axes, fit_positions, fit_channels, fit_heads):
+    for fit in (fit_axes, fit_positions, fit_offsets, fit_channels, fit_heads):
         state = fit(state, model, notes)
     model.load_state_dict(checked(state, model, name, where), strict=True)
     for note in notes:  # said once it is true
@@ -55,16 +55,31 @@ def squeezed(value: Tensor) -> list[int]:
 
 def fit_positions(state: State, model: nn.Module, notes: list[str]) -> State:
     """The position table (1, T + g*g, D) for the model's grid, its T token entries kept."""
-    old, new = state.get("pos_embed"), getattr(model, "pos_embed", None)
-    if old is None or not isinstance(new, Tensor) or old.shape == new.shape or old.shape[-1] != new.shape[-1]:
+    own = model.state_dict()
+    name = next((name for name in ("pos_embed", "patch_pos") if name in own and name in state), None)
+    if name is None or state[name].shape == own[name].shape or state[name].shape[-1] != own[name].shape[-1]:
         return state
     grid: tuple[int, int] = model.grid  # type: ignore[assignment]
-    prefix = new.shape[1] - grid[0] * grid[1]
-    side = round(max(old.shape[1] - prefix, 0) ** 0.5)
-    if side == 0 or side * side != old.shape[1] - prefix:
+    prefix = own[name].shape[1] - grid[0] * grid[1]
+    side = round(max(state[name].shape[1] - prefix, 0) ** 0.5)
+    if side == 0 or side * side != state[name].shape[1] - prefix:
         return state  # other tokens, not another grid: for the strict check to name
     notes.append(f"position embedding resized from {side}x{side} to {grid[0]}x{grid[1]} patches")
-    return {**state, "pos_embed": resize_position(old, grid, prefix)}
+    return {**state, name: resize_position(state[name], grid, prefix)}
+
+
+def fit_offsets(state: State, model: nn.Module, notes: list[str]) -> State:
+    """Tables of biases by offset, (l*l, h), for the model's windows: bicubic, as Swin's authors resize them."""
+    own, resized = model.state_dict(), {}
+    for key, old in state.items():
+        if not key.endswith("relative_position_bias_table") or key not in own or old.shape == own[key].shape:
+            continue
+        sides = [round(len(table) ** 0.5) for table in (old, own[key])]
+        if [side * side for side in sides] == [len(old), len(own[key])] and old.shape[1:] == own[key].shape[1:]:
+            resized[key] = resize_position(old[None], (sides[1], sides[1]), 0, (sides[0], sides[0]))[0]
+    if resized:
+        notes.append(f"{len(resized)} tables of position biases resized to other windows")
+    return {**state, **resized}
 
 
 def fit_channels(state: State, model: nn.Module, notes: list[str]) -> State:

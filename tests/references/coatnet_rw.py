@@ -1,0 +1,7 @@
+"""As CoAtNet."""
+
+from __future__ import annotations
+
+from references.coatnet import build
+
+__all__ = ["build"]
