@@ -225,7 +225,7 @@ def _sl_vit(name: str, params: int) -> Row:
 
 
 def _sasa(name: str, params: int, maps: int = 4) -> Row:
-    toy = {"depths": (1, 1, 1, 1), "base_width": 8, "num_heads": 2}
+    toy = {"depths": (1, 1, 1, 1), "base_width": 8, "num_heads": 2, "kernel_size": 5}
     return Row(
         name,
         params,
@@ -240,7 +240,7 @@ def _sasa(name: str, params: int, maps: int = 4) -> Row:
 
 
 def _lr_net(name: str, params: int) -> Row:
-    toy = {"depths": (1, 1, 1, 1), "base_width": 12, "out_width": 32}
+    toy = {"depths": (1, 1, 1, 1), "stem_width": 12, "base_width": 12, "out_width": 32, "kernel_size": 3}
     return Row(
         name,
         params,
@@ -256,7 +256,7 @@ def _lr_net(name: str, params: int) -> Row:
 
 def _cvt(name: str, params: int, parity: Parity = "regular") -> Row:
     tiny = {"embed_dim": (8, 16, 32), "num_heads": (1, 2, 4), "depths": (1, 1, 2), "img_size": 32}
-    shallow = {"depths": (1, 1, 2)}
+    shallow = {"depths": (1, 2, 3)}  # the fewest that transformers builds
     return Row(name, params, 4, tiny, 32, (4, 8, 16), shallow, reference="transformers", parity=parity)
 
 
@@ -622,5 +622,30 @@ ROWS = [
             ("convmixer_1024_20_ks9_p14", 24_383_464, "regular"),
         )
     ],
-    # ---- igpt
+    *(
+        Row(
+            name,
+            params,
+            maps=2,
+            tiny={
+                "embed_dim": 16,
+                "depth": 2,
+                "num_heads": 2,
+                "probe_layer": 2,
+                "img_size": 8,
+                "generative": False,  # its layer gets no gradient from the logits of classes
+            },
+            side=8,
+            strides=(1,),
+            shallow={"depth": 2, "probe_layer": 2},
+            sizes=(),
+            reference="transformers",
+            parity=parity,
+        )
+        for name, params, parity in (
+            ("igpt_small_32", 77_195_240, "slow"),
+            ("igpt_medium_32", 456_514_536, "toy"),
+            ("igpt_large_32", 1_364_451_304, "toy"),
+        )
+    ),
 ]

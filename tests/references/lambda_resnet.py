@@ -12,7 +12,7 @@ from references import Reference, called
 
 def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     """Depths, widths and sizes of the layers as ours."""
-    settle(model)
+    settle(model, "bn3")
     config = model.config
     other = ResNet(Bottleneck, list(config.depths), num_classes=model.num_classes)
     other.conv1 = nn.Conv2d(config.in_chans, 64, 7, stride=2, padding=3, bias=False)
@@ -35,11 +35,11 @@ def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
 
 
 @torch.no_grad()
-def settle(model: nn.Module) -> None:
+def settle(model: nn.Module, last_norm: str) -> None:
     """Make the branches of a random model small beside the shortcuts: a lambda layer multiplies its input by itself,
     and sixteen squares in a row overflow, or amplify the last digit to the first."""
     for name, parameter in model.named_parameters():
-        if name.endswith("bn3.weight"):
+        if name.endswith(f"{last_norm}.weight"):
             parameter.mul_(0.1)
 
 

@@ -12,7 +12,8 @@ Lecture   hybrids of convolution and attention
 The variants were found one after the other. In the first (`early`) squeeze-and-excite comes before the second norm of
 MBConv, and the transformer's shortcuts have no bias; `stride_mode` pool averages in front of MBConv's first convolution
 instead of striding in its second; the largest scale their branches (`init_values`). coatnet_0_rw has seven blocks where
-coatnet_0 has five.
+coatnet_0 has five. The figure of coatnet_rmlp_2_rw_224 is that of its weights from ImageNet-1k alone; timm's default
+ones were pre-trained on ImageNet-12k.
 
     variant                 params   FLOPs   top-1     timm's weights: ImageNet-1k, coatnet_2_rw_224 after ImageNet-12k
     coatnet_0_rw_224         27.4M   4.41G   82.40

@@ -59,6 +59,26 @@ VARIANTS = {
 }
 
 
+STAGE = r"cvt\.encoder\.stages\.(\d)\."
+LAYER = STAGE + r"layers\.(\d+)\."
+QKV = tuple(zip("qkv", ("query", "key", "value"), strict=True))
+TRANSFORMERS = (  # whose repositories hold the official weights
+    (STAGE + r"cls_token", r"stage\1.cls_token"),
+    (STAGE + r"embedding\.convolution_embeddings\.projection\.(.+)", r"stage\1.patch_embed.proj.\2"),
+    (STAGE + r"embedding\.convolution_embeddings\.normalization\.(.+)", r"stage\1.patch_embed.norm.\2"),
+    (LAYER + r"layernorm_before\.(.+)", r"stage\1.blocks.\2.norm1.\3"),
+    (LAYER + r"layernorm_after\.(.+)", r"stage\1.blocks.\2.norm2.\3"),
+    *((LAYER + rf".+_{w}\..+\.convolution\.(.+)", rf"stage\1.blocks.\2.attn.conv_proj_{c}.conv.\3") for c, w in QKV),
+    *((LAYER + rf".+_{w}\..+\.normalization\.(.+)", rf"stage\1.blocks.\2.attn.conv_proj_{c}.bn.\3") for c, w in QKV),
+    *((LAYER + rf".+\.projection_{w}\.(.+)", rf"stage\1.blocks.\2.attn.proj_{c}.\3") for c, w in QKV),
+    (LAYER + r"attention\.output\.dense\.(.+)", r"stage\1.blocks.\2.attn.proj.\3"),
+    (LAYER + r"intermediate\.dense\.(.+)", r"stage\1.blocks.\2.mlp.fc1.\3"),
+    (LAYER + r"output\.dense\.(.+)", r"stage\1.blocks.\2.mlp.fc2.\3"),
+    (r"layernorm\.(.+)", r"norm.\1"),
+    (r"classifier\.(.+)", r"head.\1"),
+)
+
+
 class ConvEmbed(nn.Module):
     """Convolutional token embedding (section 3.1): (B, C, H, W) -> tokens (B, N, D), normalised, and their grid."""
 
@@ -159,6 +179,7 @@ class Model(Classifier):
     """CvT: images (B, C, H, W), normalised, -> logits (B, K). Any image size."""
 
     num_prefix_tokens = 1
+    release_keys = TRANSFORMERS
 
     def __init__(self, config: Config):
         super().__init__()

@@ -9,8 +9,8 @@ Shapes    (B,3,32,32) -nearest of 512 colours-> (B,1024) -start, table, position
           (B,1024,512) -> colours (B,1024,512); after `probe_layer` blocks: -mean-> (B,512) -> (B,K)
 Lecture   self-supervised learning
 
-Images are in [-1, 1]. `generative_loss(images)` is the objective: with `causal`, the next pixel, each read after a start
-token in place of the last; without, BERT's, which hides 15 % of the pixels and predicts them from all others.
+Images are in [-1, 1]. `generative_loss(images)` is the objective: with `causal`, the next pixel, after a start token
+that takes the last one's place; without, BERT's, which hides 15 % of the pixels and predicts them from all others.
 `forward` is the linear probe: the mean over positions of what block `probe_layer` reads (after its norm), and a linear
 layer; `probe_layer = depth` reads the last norm, as fine-tuning does (its loss: class plus generative). Choose the
 layer on held-out images; the middle is a guess. A model built with `generative=False` has no layer for colours, which
@@ -23,7 +23,7 @@ those of the hub's layout, which is ours, are zero in converted weights. Sizes 4
     variant            params   FLOPs   top-1     linear probe on ImageNet-1k; params with head and colours,
     igpt_small_32       77.2M   51.5G       -     FLOPs up to the probed layer
     igpt_medium_32     456.5M  270.6G       -
-    igpt_large_32     1364.5M  756.9G    60.3
+    igpt_large_32     1364.5M  773.1G    60.3
 """
 
 from __future__ import annotations
@@ -165,7 +165,9 @@ class Model(Classifier):
     """
 
     num_prefix_tokens = 0
-    release_keys = ((r"transformer\.h\.\d+\.attn\.(?:masked_)?bias", ""),)  # older files hold the mask
+    release_keys: tuple[tuple[str, str], ...] = (
+        (r"transformer\.h\.\d+\.attn\.(?:masked_)?bias", ""),
+    )  # older files hold the mask
     clusters: Tensor
 
     def __init__(self, config: Config):
@@ -201,9 +203,10 @@ class Model(Classifier):
         """The nearest colour of every pixel in reading order: (B, C, S, S) -> (B, S * S), indices of `clusters`."""
         height, width = images.shape[-2:]
         only_size(height, width, self.config.img_size, "every pixel has a learned position")
-        pixels = images.detach().flatten(2).mT.float()
-        # not by a matrix product: in low precision it would choose other colours
-        distances = torch.cdist(pixels, self.clusters.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        pixels, clusters = images.detach().flatten(2).float(), self.clusters.float()
+        distances = torch.zeros_like(pixels[:, 0, :, None])
+        for channel in range(pixels.shape[1]):  # not by a matrix product: in low precision it chooses other colours
+            distances = distances + (pixels[:, channel, :, None] - clusters[:, channel]) ** 2
         return distances.argmin(dim=2)
 
     def features(self, images: Tensor, layer: int) -> Tensor:
@@ -238,6 +241,6 @@ class Model(Classifier):
         return self.bert_loss(colours, torch.rand(colours.shape, device=colours.device) < HIDDEN_SHARE)
 
     def bert_loss(self, colours: Tensor, hidden: Tensor) -> Tensor:
-        """-log p of the pixels where `hidden` (B, N), whose colour the model does not see: their mean, then images'."""
+        """BERT's, for a model that is not causal: -log p of the colours where `hidden` (B, N), each image's mean."""
         losses = F.cross_entropy(self.colour_logits(colours, hidden).transpose(1, 2), colours, reduction="none")
         return ((losses * hidden).sum(dim=1) / hidden.sum(dim=1).clamp(min=1)).mean()

@@ -33,14 +33,16 @@ from torch import Tensor, nn
 from vitrail.errors import UserError
 from vitrail.layers.attention import attend, place
 from vitrail.models.attention_resnet import AttentionResNet, Grid
-from vitrail.models.sasa_resnet import folded, neighbourhood_places, neighbourhoods
+from vitrail.models.sasa_resnet import bordered, folded, neighbourhood_places, neighbourhoods
 
 
 @dataclass(frozen=True)
 class Config:
-    """Depths, the widths inside the blocks of the first stage and of what leaves them, channels a group, the window."""
+    """Depths, widths of the stem, inside the blocks of the first stage and of what leaves them, channels a group, side
+    of the window."""
 
     depths: tuple[int, int, int, int]
+    stem_width: int = 64
     base_width: int = 100
     out_width: int = 256
     group_width: int = 8
@@ -103,14 +105,16 @@ class LocalRelation(nn.Module):
         stride, side, grid = self.stride, self.side, (x.shape[-2], x.shape[-1])
         q, k = self.query(x[:, :, ::stride, ::stride]), self.key(x)
         asking = q.shape[-2], q.shape[-1]
-        one, none = torch.ones_like(k), torch.zeros_like(k)
-        # softmax ignores what all keys share, so -(q - k)^2 may be OUTSIDE more: then the zeros around the map are at
-        # -OUTSIDE. It is the product of (2 q, -1, OUTSIDE - q^2, 1) and (k, k^2, inside, prior).
-        queries = self.vectors(2 * q, -torch.ones_like(q), OUTSIDE - q.square(), torch.ones_like(q))
-        keys = neighbourhoods(self.vectors(k, k.square(), one, none), side, stride).flatten(3, 4)
+        # softmax ignores q^2, which all keys share: -(q - k)^2 becomes 2 q k - k^2, and q^2 - OUTSIDE outside the map,
+        # the product of (2 q, -1, q^2 - OUTSIDE, 1) and (k, k^2, outside, prior)
+        one = torch.ones_like(q)
+        queries = self.vectors(2 * q, -one, q.square() - OUTSIDE, one)
+        reach = [side // 2] * 4
+        k, outside = F.pad(k, reach), 1 - F.pad(torch.ones_like(k), reach)
+        keys = neighbourhoods(self.vectors(k, k.square(), outside, torch.zeros_like(k)), side, stride)
         keys.view(*keys.shape[:-1], self.groups, -1)[..., 3].add_(self.prior())
         channels = F.pad(x, (0, 0, 0, 0, 0, self.groups * self.group_width - self.dim)).permute(0, 2, 3, 1)
-        values = neighbourhoods(channels, side, stride).flatten(3, 4)
+        values = neighbourhoods(bordered(channels, side), side, stride)
         place(self, lambda: neighbourhood_places(grid, side, stride, x.device))
         q, k, v = (folded(part, self.groups) for part in (queries[:, :, :, None], keys, values))
         y = attend(q, k, v, site=self, scale=1.0).flatten(1)[:, : self.dim]  # (B H' W', C)
@@ -124,7 +128,8 @@ class Model(AttentionResNet):
 
     def __init__(self, config: Config):
         width = config.base_width
-        super().__init__(config, self.relation, widths=(width, 2 * width, 4 * width, 8 * width))
+        widths = width, 2 * width, 4 * width, 8 * width
+        super().__init__(config, self.relation, widths=widths, stem_width=config.stem_width)
 
     def relation(self, _stage: int, width: int, stride: int, _grid: Grid) -> nn.Module:
         """The spatial operator of every block."""

@@ -128,3 +128,14 @@ class TokenMixer(Classifier):
 
 class Model(TokenMixer):
     """MLP-Mixer: images (B, C, S, S), normalised, -> logits (B, K)."""
+
+    release_keys = (  # of the Flax arrays, from "stem/kernel" to "MixerBlock_0/token_mixing/Dense_0/bias"
+        (r"stem/(.+)", r"stem.proj.\1"),
+        (r"MixerBlock_(\d+)/LayerNorm_0/(.+)", r"blocks.\1.norm1.\2"),
+        (r"MixerBlock_(\d+)/LayerNorm_1/(.+)", r"blocks.\1.norm2.\2"),
+        (r"MixerBlock_(\d+)/token_mixing/Dense_0/(.+)", r"blocks.\1.mlp_tokens.fc1.\2"),
+        (r"MixerBlock_(\d+)/token_mixing/Dense_1/(.+)", r"blocks.\1.mlp_tokens.fc2.\2"),
+        (r"MixerBlock_(\d+)/channel_mixing/Dense_0/(.+)", r"blocks.\1.mlp_channels.fc1.\2"),
+        (r"MixerBlock_(\d+)/channel_mixing/Dense_1/(.+)", r"blocks.\1.mlp_channels.fc2.\2"),
+        (r"pre_head_layer_norm/(.+)", r"norm.\1"),
+    )

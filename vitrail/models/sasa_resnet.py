@@ -68,10 +68,14 @@ VARIANTS = {
 }
 
 
+def bordered(x: Tensor, side: int) -> Tensor:
+    """(B, H, W, C) with as many zeros around as a side x side window reaches out."""
+    return F.pad(x, (0, 0, *[side // 2] * 4))
+
+
 def neighbourhoods(x: Tensor, side: int, stride: int = 1) -> Tensor:
-    """What lies around every `stride`-th position of (B, H, W, C): a view (B, H', W', side, side, C) of the map with
-    zeros around it."""
-    return F.pad(x, (0, 0, *[side // 2] * 4)).unfold(1, side, stride).unfold(2, side, stride).movedim(3, -1)
+    """What lies around every `stride`-th position of a bordered map, gathered: -> (B, H', W', side * side, C)."""
+    return x.unfold(1, side, stride).unfold(2, side, stride).movedim(3, -1).flatten(3, 4)
 
 
 def folded(x: Tensor, num_heads: int) -> Tensor:
@@ -82,10 +86,10 @@ def folded(x: Tensor, num_heads: int) -> Tensor:
 def neighbourhood_places(grid: Grid, side: int, stride: int, device: torch.device) -> Places:
     """Places of a site where every `stride`-th position asks the side x side positions around it, one fold each."""
     numbers = torch.arange(1, grid[0] * grid[1] + 1, device=device).view(1, *grid, 1)
-    around = neighbourhoods(numbers, side, stride) - 1  # zeros, which stand outside, become -1
+    around = neighbourhoods(bordered(numbers, side), side, stride) - 1  # zeros, which stand outside, become -1
     asking = -(-grid[0] // stride), -(-grid[1] // stride)
     cells = torch.arange(asking[0] * asking[1], device=device)
-    return Places(cells[:, None], around.reshape(len(cells), 1, side * side), asking, (grid,))
+    return Places(cells[:, None], around.view(len(cells), 1, -1), asking, (grid,))
 
 
 class LocalAttention(nn.Module):
@@ -117,9 +121,8 @@ class LocalAttention(nn.Module):
         grid = x.shape[-2], x.shape[-1]
         q, k, v = self.qkv(x).permute(0, 2, 3, 1).chunk(3, dim=-1)  # (B, H, W, D) each
         place(self, lambda: neighbourhood_places(grid, self.side, 1, x.device))
-        keys = neighbourhoods(k, self.side).flatten(3, 4)  # (B, H, W, M, D), a copy, so that it may be added to
+        keys, values = (neighbourhoods(bordered(part, self.side), self.side) for part in (k, v))  # (B, H, W, M, D)
         keys.add_(self.offsets())  # q k + q r = q (k + r), without logits of their own for the offsets
-        values = neighbourhoods(v, self.side).flatten(3, 4)
         q, k, v = (folded(part, self.num_heads) for part in (q[:, :, :, None], keys, values))
         y = attend(q, k, v, site=self, scale=1.0)  # (B H W, h, 1, d)
         return self.pool(y.flatten(1).unflatten(0, (-1, *grid)).permute(0, 3, 1, 2))

@@ -32,6 +32,7 @@ network adds 1e-6 and has (w - mean) / (std + 1e-5).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -165,11 +166,29 @@ class HybridEmbed(PatchEmbed):
         return super().forward(self.backbone(images))
 
 
+def jax_keys(root: str) -> tuple[tuple[str, str], ...]:
+    """The names of the authors' Flax arrays, which count stages and units from 1; `root` is the root's place."""
+    keys = [(r"conv_root/(.+)", rf"{root}.conv.\1"), (r"gn_root/(.+)", rf"{root}.norm.\1")]
+    for stage, unit in product(range(4), range(9)):
+        there, here = f"block{stage + 1}/unit{unit + 1}/", f"patch_embed.backbone.stages.{stage}.blocks.{unit}."
+        keys += [
+            (there + r"conv([123])/(.+)", here + r"conv\1.\2"),
+            (there + r"gn([123])/(.+)", here + r"norm\1.\2"),
+            (there + r"conv_proj/(.+)", here + r"downsample.conv.\1"),
+            (there + r"gn_proj/(.+)", here + r"downsample.norm.\1"),
+        ]
+    return tuple(keys)
+
+
 class Model(vit.Model):
     """The vision transformer on a ResNet: images (B, C, H, W), normalised, -> logits (B, K).
 
     Sides other than `img_size` are accepted where the step of the tokens, 16 or 32 pixels, divides them.
     """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        self.release_keys = jax_keys("patch_embed.backbone" + (".stem" if config.layers else ""))
 
     def make_patch_embed(self) -> PatchEmbed:
         """The ResNet and its projection."""

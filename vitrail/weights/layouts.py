@@ -20,13 +20,14 @@ Rules = list[tuple[str, str]]
 
 def to_timm_keys(state: State, model: nn.Module) -> State:
     """`state` in the names of `model`, whose Config has num_heads. Tensors are reshaped and stacked where needed."""
-    if any(key.endswith("embedding/kernel") for key in state):
-        return from_jax(state)
+    own_rules = list(getattr(model, "release_keys", ()))
+    if any(key.endswith("/kernel") for key in state):
+        return from_jax(state, own_rules + JAX)
     if "conv_proj.weight" in state and "encoder.ln.weight" in state:
         return renamed(state, TORCHVISION)
     if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
         return stacked(renamed(state, TRANSFORMERS))
-    return renamed(state, list(getattr(model, "release_keys", ())))
+    return renamed(state, own_rules)
 
 
 def renamed(state: State, rules: Rules) -> State:
@@ -128,14 +129,14 @@ JAX: Rules = [
 ]
 
 
-def from_jax(state: State) -> State:
+def from_jax(state: State, rules: Rules) -> State:
     """Google's arrays: kernels turned to torch's order, heads flattened, the position table with a class slot."""
     state = image_tower(state)
     if "cls" in state and "pos_embedding" in state:
         # big_vision adds N positions before it puts the class token in front: the token's own position is zero.
         table = state["pos_embedding"]
         state = {**state, "pos_embedding": torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)}
-    turned = {rename(key, JAX): turn(key, value) for key, value in unrolled(state).items()}
+    turned = {rename(key, rules): turn(key, value) for key, value in unrolled(state).items()}
     return stacked({re.sub(r"\.(kernel|scale)$", ".weight", key): value for key, value in turned.items()})
 
 
