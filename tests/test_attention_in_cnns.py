@@ -1,4 +1,4 @@
-"""Attention in convolutional networks: layers against other implementations, pictures that are not square, first steps."""
+"""Attention in convolutional networks: against other implementations, on pictures that are not square, at first."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_singular_values_come_down_to_one() -> None:
     for _ in range(200):
         conv(x)
     assert not torch.equal(before, conv.u)
-    matrix = conv.eval()(x)[:, :, 0, 0]  # the normalised matrix, column by column
+    matrix = conv.eval()(x)[:, :, 0, 0].detach()  # the normalised matrix, column by column
     assert float(torch.linalg.matrix_norm(matrix, 2)) == pytest.approx(1, abs=1e-4)
     kept = conv.u.clone()
     conv(x)

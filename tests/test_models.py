@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from references import family, reference
+from references import Called, family, reference
 from rows import ROWS, Row
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -23,7 +23,13 @@ FAMILIES = {family(row.name): row for row in reversed(ROWS)}  # the first row of
 KINDS = [*FAMILIES.values()] + [
     row
     for row in ROWS
-    if row.name in ("vit_base_patch16_gap_224", "vit_base_patch16_siglip_224", "deit_tiny_distilled_patch16_224")
+    if row.name
+    in (
+        "vit_base_patch16_gap_224",
+        "vit_base_patch16_siglip_224",
+        "deit_tiny_distilled_patch16_224",
+        "mvitv2_small_cls",
+    )
 ]
 TINY = {row.name: row.tiny for row in ROWS}
 
@@ -159,22 +165,28 @@ def test_takes_other_sizes_as_its_reference_or_says_which(row: Row, size: tuple[
 
 @kinds
 def test_training_and_its_gradients_equal_the_references(row: Row) -> None:
+    """In float64, where no rounding decides which side of a ReLU or a maximum a value is on."""
     toy = row.parity == "toy"
     model = randomise(create_model(row.name, **(row.tiny if toy else row.shallow))).train()
     side = row.side if toy else model.config.img_size
     other = reference(model, row.name, (side, side))
+    model.double()
+    if isinstance(other, Called):
+        other.module.double()
     theirs = {key: value.clone() for key, value in model.state_dict().items()}  # running statistics are written to
     matrices = [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
     watched = [matrices[0], matrices[len(matrices) // 2], matrices[-1]]
     for name in watched:
         theirs[name].requires_grad_()
-    images, labels = torch.randn(2, model.config.in_chans, side, side), torch.tensor([1, 4])
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(2, model.config.in_chans, side, side, generator=generator, dtype=torch.double)
+    labels = torch.tensor([1, 4])
     logits, expected = model(images), other(theirs, images)
-    assert difference(logits, expected) < 1e-4
+    assert difference(logits, expected) < 1e-6
     nn.functional.cross_entropy(logits, labels).backward()
     nn.functional.cross_entropy(expected, labels).backward()
     for name in watched:
-        assert difference(model.get_parameter(name).grad, theirs[name].grad) < 1e-3, name
+        assert difference(model.get_parameter(name).grad, theirs[name].grad) < 1e-5, name
 
 
 # ---------------------------------------------------------------------- what every architecture promises
@@ -205,7 +217,7 @@ def test_every_parameter_receives_a_gradient(row: Row) -> None:
     model = randomise(tiny(row)).train()
     model(torch.randn(2, 3, row.side, row.side)).square().sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
-    assert silent == []
+    assert tuple(silent) == row.silent
 
 
 @every

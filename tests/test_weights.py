@@ -339,7 +339,7 @@ def test_other_windows_resize_the_tables_of_biases(tmp_path: Path, caplog: pytes
     wider = create_model("swin_tiny_patch4_window7_224", path, window_size=8, **tiny)
     table = wider.state_dict()["layers.0.blocks.0.attn.relative_position_bias_table"]
     torch.testing.assert_close(table, torch.full((15 * 15, 1), 0.5))
-    assert "3 tables of position biases resized to other windows" in caplog.text
+    assert "3 tables of relative positions resized" in caplog.text
 
 
 def test_axes_of_length_one_do_not_matter(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_a_malicious_pickle_is_not_executed(tmp_path: Path) -> None:
     [
         ("w.safetensors", b"", "is empty"),
         ("w.pth", b"", "is empty"),
-        ("w.txt", b"hello", r"\.safetensors, \.npz, \.pth, \.pt, \.bin are read"),
+        ("w.txt", b"hello", r"\.safetensors, \.npz, \.pth, \.pt, \.pyth, \.bin are read"),
         ("w.safetensors", b"not safetensors at all", "cannot be read as .safetensors"),
         ("w.npz", b"not a zip file", "cannot be read as .npz"),
         ("w.pth", b"not a pickle", "cannot be read as .pth"),

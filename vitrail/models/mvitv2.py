@@ -16,12 +16,12 @@ PySlowFast. State-dict keys are timm's. The paper trains with stochastic depth, 
 (base), 0.5 (large).
 
     variant             params   FLOPs   top-1     Table 4: ImageNet-1k at 224 x 224; large_cls and huge_cls were
-    mvitv2_tiny           24M     4.7G    82.3     pre-trained on ImageNet-21k. FLOPs are multiply-adds as counted here;
-    mvitv2_small          35M     7.0G    83.6     the paper prints 10.2G (base), 42.1G (large), 120.6G (huge)
-    mvitv2_base           51M    10.1G    84.4
+    mvitv2_tiny           24M     4.7G    82.3     pre-trained on ImageNet-21k. FLOPs are multiply-adds. Counted, not
+    mvitv2_small          35M     7.0G    83.6     printed: large and huge, for which the release has 42.1G and 120.6G
+    mvitv2_base           52M    10.2G    84.4     (and 218M for both models called L)
     mvitv2_large         218M    43.7G    85.3
     mvitv2_small_cls      35M     7.0G       -
-    mvitv2_base_cls       51M    10.2G       -
+    mvitv2_base_cls       52M    10.2G       -
     mvitv2_large_cls     214M    42.0G    87.5
     mvitv2_huge_cls      667M   120.3G    88.0
 """

@@ -18,7 +18,7 @@ from vitrail.weights.official import Official
 log = logging.getLogger("vitrail")
 
 IN_FOLDER = ("model.safetensors", "pytorch_model.bin")
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")  # averaged weights first, as timm does
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state")  # averaged weights first, as timm does
 
 
 def fetch(source: Official) -> Path:
@@ -30,16 +30,23 @@ def fetch(source: Official) -> Path:
 
 
 def fetch_hub(source: Official) -> Path:
-    """model.safetensors of a Hugging Face repository, in the hub's own cache (HF_HOME, HF_HUB_OFFLINE are obeyed)."""
+    """model.safetensors of a Hugging Face repository, or pytorch_model.bin where that is all it has, in the hub's own
+    cache (HF_HOME, HF_HUB_OFFLINE are obeyed)."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
     assert source.repo
-    cached = try_to_load_from_cache(source.repo, "model.safetensors")
-    if isinstance(cached, str):  # released weights do not change; asking for news takes 24 s without a network
-        return Path(cached)
+    for name in IN_FOLDER:
+        cached = try_to_load_from_cache(source.repo, name)
+        if isinstance(cached, str):  # released weights do not change; asking for news takes 24 s without a network
+            return Path(cached)
     try:
-        return Path(hf_hub_download(source.repo, "model.safetensors"))
+        try:
+            return Path(hf_hub_download(source.repo, IN_FOLDER[0]))
+        except LocalEntryNotFoundError:  # no network: the other file is out of reach, too
+            raise
+        except EntryNotFoundError:
+            return Path(hf_hub_download(source.repo, IN_FOLDER[1]))
     except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:  # network, cache, disk; xet's transport
         raise UserError(unreachable(source, error)) from error
 
@@ -152,6 +159,7 @@ READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
     ".npz": read_npz,
     ".pth": read_pickle,
     ".pt": read_pickle,
+    ".pyth": read_pickle,
     ".bin": read_pickle,
 }
 

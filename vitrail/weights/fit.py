@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError, did_you_mean
@@ -69,16 +70,20 @@ def fit_positions(state: State, model: nn.Module, notes: list[str]) -> State:
 
 
 def fit_offsets(state: State, model: nn.Module, notes: list[str]) -> State:
-    """Tables of biases by offset, (l*l, h), for the model's windows: bicubic, as Swin's authors resize them."""
+    """Tables by offset for the model's windows or grids: biases (l*l, h) bicubically, as Swin's authors do; vectors
+    (l, d) of rows or columns linearly, as MViT's do."""
     own, resized = model.state_dict(), {}
     for key, old in state.items():
+        if key.endswith(("rel_pos_h", "rel_pos_w")) and key in own and old.shape[1:] == own[key].shape[1:]:
+            resized[key] = F.interpolate(old.T[None], size=len(own[key]), mode="linear")[0].T
         if not key.endswith("relative_position_bias_table") or key not in own or old.shape == own[key].shape:
             continue
         sides = [round(len(table) ** 0.5) for table in (old, own[key])]
         if [side * side for side in sides] == [len(old), len(own[key])] and old.shape[1:] == own[key].shape[1:]:
             resized[key] = resize_position(old[None], (sides[1], sides[1]), 0, (sides[0], sides[0]))[0]
+    resized = {key: value for key, value in resized.items() if value.shape != state[key].shape}
     if resized:
-        notes.append(f"{len(resized)} tables of position biases resized to other windows")
+        notes.append(f"{len(resized)} tables of relative positions resized")
     return {**state, **resized}
 
 
