@@ -268,6 +268,14 @@ def _cvt(name: str, params: int, parity: Parity = "regular") -> Row:
     return replace(row, silent=tuple(unread))  # the last block is read by the class token alone
 
 
+def _sl_swin(name: str, params: int) -> Row:
+    tiny = {"embed_dim": 8, "depths": (2, 2, 1), "num_heads": (2, 2, 4), "window_size": 3}
+    tiny |= {"patch_size": 2, "img_size": 32}
+    about = "the paper's equations, window by window"
+    shallow = {"depths": (2, 2, 1)}
+    return Row(name, params, 5, tiny, strides=(2, 4, 8), shallow=shallow, reference=about, seen=3.7e-7)
+
+
 ROWS = [
     _vit("vit_tiny_patch16_224", 5_717_416),
     _vit("vit_tiny_patch16_384", 5_790_376),
@@ -464,7 +472,10 @@ ROWS = [
     _sl_vit("spt_vit_patch4_32", 2_920_840),
     _sl_vit("lsa_vit_patch8_64", 2_911_252),
     _sl_vit("lsa_vit_patch4_32", 2_883_604),
-    # ---- sl_swin
+    _sl_swin("sl_swin_tiny_patch4_window4_64", 8_960_956),
+    _sl_swin("sl_swin_tiny_patch2_window4_32", 8_943_316),
+    _sl_swin("swin_pico_patch4_window4_64", 7_457_794),
+    _sl_swin("swin_pico_patch2_window4_32", 7_454_338),
     *(
         Row(
             name,

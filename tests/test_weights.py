@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import pickle
 import re
@@ -326,6 +327,19 @@ def test_positions_of_a_model_whose_tokens_have_none(tmp_path: Path, caplog: pyt
     model: Any = create_model("deit3_small_patch16_224", path, **{**TINY, "img_size": 48})
     assert model.pos_embed.shape == (1, 36, 24)
     assert "from 4x4 to 6x6" in caplog.text
+
+
+def test_colours_of_igpt_are_read_beside_its_weights(tmp_path: Path) -> None:
+    tiny = {"embed_dim": 16, "depth": 1, "num_heads": 2, "probe_layer": 1, "img_size": 4}
+    ours: Any = create_model("igpt_small_32", **tiny)
+    colours = torch.rand(512, 3)
+    saved({key: value for key, value in ours.state_dict().items() if key != "clusters"}, tmp_path / "model.safetensors")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"clusters": colours.tolist()}))
+    again: Any = create_model("igpt_small_32", tmp_path, **tiny)
+    torch.testing.assert_close(again.clusters, colours)
+    (tmp_path / "preprocessor_config.json").write_text("{")
+    with pytest.raises(UserError, match="is no JSON"):
+        create_model("igpt_small_32", tmp_path, **tiny)
 
 
 def test_other_windows_resize_the_tables_of_biases(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

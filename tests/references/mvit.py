@@ -39,7 +39,7 @@ def build(model: nn.Module, _name: str, size: tuple[int, int]) -> Reference:
         theirs = {torchvision_key(key): value for key, value in parameters.items()}
         table = theirs.pop("pos_embed")[0]
         theirs["pos_encoding.class_pos"] = table[0]
-        theirs["pos_encoding.temporal_pos"] = torch.zeros(1, table.shape[1])
+        theirs["pos_encoding.temporal_pos"] = table.new_zeros(1, table.shape[1])
         patches = table[1:].unflatten(0, model.grid)
         if grid != model.grid:
             image = patches.permute(2, 0, 1)[None]

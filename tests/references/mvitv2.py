@@ -76,10 +76,8 @@ def with_class_token(model: nn.Module, size: tuple[int, int]) -> Reference:
             if found:
                 key = f"blocks.{starts[int(found[1])] + int(found[2])}.{found[3]}"
             theirs[torchvision_key(key)] = value
-        theirs |= {
-            f"blocks.{block}.attn.rel_pos_t": torch.zeros(1, parameters["stages.0.blocks.0.attn.rel_pos_h"].shape[1])
-            for block in range(ends[-1])
-        }
+        now = torch.zeros_like(parameters["stages.0.blocks.0.attn.rel_pos_h"][:1])
+        theirs |= {f"blocks.{block}.attn.rel_pos_t": now for block in range(ends[-1])}
         return as_torchvision(theirs)
 
     return called(other, rename)

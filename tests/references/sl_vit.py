@@ -70,14 +70,14 @@ def pixels(x: Tensor, patch: int) -> Tensor:
     return torch.stack([each.permute(0, 2, 3, 1).flatten(1) for each in patches], dim=1)
 
 
-def positions(table: Tensor, grid: tuple[int, int], size: torch.Size, patch: int) -> Tensor:
-    """The table for another grid, bicubic with antialiasing, its first entry kept."""
+def positions(table: Tensor, grid: tuple[int, int], size: torch.Size, patch: int, tokens: int = 1) -> Tensor:
+    """The table for another grid, bicubic with antialiasing, its first entries kept."""
     wanted = size[0] // patch, size[1] // patch
     if wanted == grid:
         return table
-    picture = table[:, 1:].float().reshape(1, *grid, -1).permute(0, 3, 1, 2)
+    picture = table[:, tokens:].float().reshape(1, *grid, -1).permute(0, 3, 1, 2)
     picture = F.interpolate(picture, size=wanted, mode="bicubic", antialias=True).double()
-    return torch.cat([table[:, :1], picture.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
+    return torch.cat([table[:, :tokens], picture.permute(0, 2, 3, 1).flatten(1, 2)], dim=1)
 
 
 def attend(x: Tensor, get: Get, name: str, config) -> Tensor:

@@ -77,6 +77,7 @@ class ShiftedPatchTokenization(nn.Module):
 
     def __init__(self, patch_size: int, in_chans: int, dim: int):
         super().__init__()
+        self.patch_size = patch_size
         self.shift = patch_size // 2
         width = 5 * in_chans * patch_size**2
         self.merging = nn.Sequential(Patches(patch_size), nn.LayerNorm(width), nn.Linear(width, dim))

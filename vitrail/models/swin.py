@@ -141,9 +141,13 @@ class WindowAttention(nn.Module):
         """What an offset adds to the logits, ((2 w - 1) ** 2, h)."""
         return self.relative_position_bias_table
 
+    def position_bias(self) -> Tensor:
+        """What the offset of query and key adds to the logits: (1, h, N, N)."""
+        return self.position_table()[self.get_buffer("relative_position_index")].permute(2, 0, 1)[None].contiguous()
+
     def bias(self, folds: int, grid: tuple[int, int]) -> Tensor:
         """Positions and, where the windows are shifted, mask: (1, h, N, N) or (folds, h, N, N), folds = B * G."""
-        bias = self.position_table()[self.get_buffer("relative_position_index")].permute(2, 0, 1)[None].contiguous()
+        bias = self.position_bias()
         if not self.shift:
             return bias
         if grid == self.grid:

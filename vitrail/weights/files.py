@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -36,6 +37,11 @@ def fetch_hub(source: Official) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError
 
     assert source.repo
+    if source.beside and not isinstance(try_to_load_from_cache(source.repo, source.beside), str):
+        try:
+            hf_hub_download(source.repo, source.beside)
+        except (HTTPError, EntryNotFoundError, OSError, RuntimeError) as error:
+            raise UserError(unreachable(source, error)) from error
     for name in IN_FOLDER:
         cached = try_to_load_from_cache(source.repo, name)
         if isinstance(cached, str):  # released weights do not change; asking for news takes 24 s without a network
@@ -92,7 +98,17 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise UserError(f"'{path}' is not a weights file by its name; {', '.join(READERS)} are read")
     if not path.stat().st_size:
         raise UserError(f"'{path}' is empty; download or copy it again")
-    return without_prefixes(reader(path))
+    return without_prefixes(reader(path)) | colours_beside(path)
+
+
+def colours_beside(path: Path) -> dict[str, Tensor]:
+    """iGPT's colours, `clusters` (512, 3), which the hub keeps in the processor's configuration beside the weights."""
+    file = path.with_name("preprocessor_config.json")
+    try:
+        colours = json.loads(file.read_text(encoding="utf-8")).get("clusters") if file.is_file() else None
+    except ValueError as error:
+        raise UserError(f"'{file}' is no JSON ({error}); download or copy it again") from error
+    return {"clusters": torch.tensor(colours, dtype=torch.float32)} if colours else {}
 
 
 def in_folder(path: Path) -> Path:

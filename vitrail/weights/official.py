@@ -29,6 +29,8 @@ class Official:
     repo: str | None = None
     torchvision: str | None = None
     url: str | None = None
+    beside: str | None = None
+    """A second file of the repository, which `files.read_state_dict` looks for beside the weights."""
 
     @property
     def source(self) -> str:
