@@ -151,6 +151,13 @@ def record(model: nn.Module) -> Iterator[Maps]:
         _watchers.remove(note)
 
 
+def global_places(queries: tuple[int, int], keys: tuple[int, int], prefix: int = 0) -> Places:
+    """Places of a site where every position of the grid `queries` asks all of the grid `keys`, in reading order; the
+    first `prefix` of both are tokens without a place."""
+    asking, asked = (torch.arange(-prefix, high * wide).clamp(min=-1) for high, wide in (queries, keys))
+    return Places(asking[None], asked[None, None], queries, (keys,))
+
+
 def received(weights: Tensor, places: Places) -> Tensor:
     """What each position of the picture receives from all queries of a folded map, by head: (B * G, h, N, M) ->
     (B, h, H, W) on the finest key grid. Values sum to 1 less what goes to tokens without a place."""

@@ -34,9 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.layers.attention import attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.models.attention_resnet import AttentionResNet, BasicBlock, Grid, conv3x3
-from vitrail.models.botnet import RelativeTables, everywhere
+from vitrail.models.botnet import RelativeTables
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ class AugmentedConv(nn.Module):
         parts = qkv.flatten(2).split([self.d_k, self.d_k, self.d_v], dim=1)
         q, k, v = (part.unflatten(1, (self.num_heads, -1)).transpose(-2, -1) for part in parts)  # (B, h, N, d)
         q = q * q.shape[-1] ** -0.5
-        place(self, lambda: everywhere(grid, x.device))
+        place(self, lambda: global_places(grid, grid))
         y = attend(q, k, v, site=self, bias=self.pos_embed(q, grid), scale=1.0)
         return self.proj(y.transpose(-2, -1).flatten(1, 2).unflatten(2, grid))
 
@@ -114,8 +114,7 @@ class Model(AttentionResNet):
     config: Config
 
     def __init__(self, config: Config):
-        width = config.base_width
-        super().__init__(config, self.augmented, widths=(width, 2 * width, 4 * width, 8 * width))
+        super().__init__(config, self.augmented, width=config.base_width)
 
     def augmented(self, stage: int, width: int, stride: int, grid: Grid) -> nn.Module:
         """The spatial operator of a bottleneck: a convolution in the first stage."""

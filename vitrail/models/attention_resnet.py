@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from vitrail.models.protocol import Classifier
 
 Grid = tuple[int, int]
-Stages = tuple[int, int, int, int]
 Spatial = Callable[[int, int, int, Grid], nn.Module]
 """(stage 0 to 3, width, stride, grid of its input) -> a module (B, width, H, W) -> (B, width, H/stride, W/stride)."""
 
@@ -87,37 +86,37 @@ def shortcut(dim: int, out: int, stride: int) -> nn.Module:
 class AttentionResNet(Classifier):
     """Stem, four stages, mean, linear layer: images (B, C, H, W), normalised, -> logits (B, K).
 
-    `config` has `depths` (blocks a stage), `img_size`, `in_chans` and `num_classes`. `widths` are those of the spatial
-    operators, `expansion` times as many channels leave a block; `strides` are those of each stage's first block.
+    `config` has `depths` (blocks a stage), `img_size`, `in_chans` and `num_classes`. Spatial operators are `width` wide
+    in the first stage and twice as wide in each next; `expansion` times as many channels leave a block. `strides` are
+    those of each stage's first block.
     """
 
     head_name = "fc"
     expansion = 4
-    widths: Stages = (64, 128, 256, 512)
 
     def __init__(
         self,
         config: Any,
         spatial: Spatial = conv3x3,
         *,
-        widths: Stages | None = None,
-        strides: Stages = (1, 2, 2, 2),
+        width: int = 64,
+        strides: tuple[int, int, int, int] = (1, 2, 2, 2),
         stem_width: int = 64,
     ):
         super().__init__()
         self.config = config
         self.spatial = spatial
-        self.widths = widths or self.widths
         self.stem_width = stem_width
         self.make_stem()
         side = -(-config.img_size // 4)
         dim = stem_width
-        for stage, (depth, width) in enumerate(zip(config.depths, self.widths, strict=True)):
+        for stage, depth in enumerate(config.depths):
             blocks = []
             for index in range(depth):
                 stride = strides[stage] if index == 0 else 1
                 blocks.append(self.make_block(stage, index, dim, width, stride, (side, side)))
                 side, dim = -(-side // stride), self.out_channels(width)
+            width *= 2
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
         self.num_features = dim
         self.reset_classifier(config.num_classes)

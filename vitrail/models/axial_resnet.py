@@ -143,8 +143,7 @@ class Model(AttentionResNet):
         def scaled(width: int) -> int:
             return int(width * config.width_factor)
 
-        widths = scaled(128), scaled(256), scaled(512), scaled(1024)
-        super().__init__(config, widths=widths, stem_width=scaled(64))
+        super().__init__(config, width=scaled(128), stem_width=scaled(64))
 
     def make_block(self, _stage: int, _index: int, dim: int, width: int, stride: int, grid: Grid) -> nn.Module:
         """A block that attends along both axes of `grid`, before it strides."""

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.attention import Places, attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.layers.position import relative_logits
 from vitrail.models.attention_resnet import AttentionResNet, Bottleneck, Grid, conv3x3
 
@@ -98,12 +98,6 @@ def resize_table(table: Tensor, side: int) -> Tensor:
     return F.interpolate(table.t()[None], size=length, mode="linear", align_corners=True)[0].t()
 
 
-def everywhere(grid: Grid, device: torch.device) -> Places:
-    """Places of a site where every position of a map asks every position."""
-    cells = torch.arange(grid[0] * grid[1], device=device)
-    return Places(cells[None], cells[None, None], grid, (grid,))
-
-
 class BottleneckAttention(nn.Module):
     """MHSA of figure 4: attention over all positions, (B, D, H, W) -> (B, D, H/stride, W/stride).
 
@@ -121,7 +115,7 @@ class BottleneckAttention(nn.Module):
         grid = x.shape[-2], x.shape[-1]
         q, k, v = self.qkv(x).flatten(2).unflatten(1, (3, self.num_heads, -1)).transpose(-2, -1).unbind(1)
         q = q * q.shape[-1] ** -0.5
-        place(self, lambda: everywhere(grid, x.device))
+        place(self, lambda: global_places(grid, grid))
         x = attend(q, k, v, site=self, bias=self.pos_embed(q, grid), scale=1.0)  # (B, h, N, d)
         return self.pool(x.transpose(-2, -1).flatten(1, 2).unflatten(2, grid))
 
@@ -158,8 +152,7 @@ class Model(AttentionResNet):
     config: Config
 
     def __init__(self, config: Config):
-        width, last = config.base_width, config.last_stride
-        super().__init__(config, widths=(width, 2 * width, 4 * width, 8 * width), strides=(1, 2, 2, last))
+        super().__init__(config, width=config.base_width, strides=(1, 2, 2, config.last_stride))
 
     def make_stem(self) -> None:
         """ResNet's, with the activation of the blocks."""

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.layers.attention import Places, attend, place
+from vitrail.layers.attention import Places, attend, global_places, place
 from vitrail.layers.position import relative_index
 from vitrail.layers.tokens import join_windows, windows
 from vitrail.models.attention_resnet import Grid
-from vitrail.models.botnet import RelativeTables, everywhere
+from vitrail.models.botnet import RelativeTables
 from vitrail.models.lambda_resnet import apply_lambdas
 
 
@@ -46,7 +46,7 @@ class GlobalAttention(nn.Module):
         grid = x.shape[-2], x.shape[-1]
         parts = self.qkv(x).flatten(2).split(self.sizes, dim=1)
         q, k, v = (part.unflatten(1, (self.num_heads, -1)).transpose(2, 3) for part in parts)  # (B, h, N, d)
-        place(self, lambda: everywhere(grid, x.device))
+        place(self, lambda: global_places(grid, grid))
         x = attend(q, k, v, site=self, bias=self.pos_embed(q, grid))
         return self.pool(x.transpose(2, 3).flatten(1, 2).unflatten(2, grid))
 

@@ -33,11 +33,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
-from vitrail.layers.attention import attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.layers.blocks import DropPath, drop_path_rates, init_truncated_normal
 from vitrail.layers.position import relative_index
 from vitrail.layers.tokens import divided, only_size
-from vitrail.models.botnet import SqueezeExcite, everywhere
+from vitrail.models.botnet import SqueezeExcite
 from vitrail.models.protocol import Classifier
 
 HEAD = 32
@@ -157,7 +157,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         grid = x.shape[-2], x.shape[-1]
-        place(self, lambda: everywhere(grid, x.device))
+        place(self, lambda: global_places(grid, grid))
         q, k, v = self.qkv(x).flatten(2).unflatten(1, (self.num_heads, -1)).transpose(-2, -1).chunk(3, dim=-1)
         x = attend(q, k, v, site=self, bias=self.rel_pos())  # (B, h, N, d)
         return self.proj(x.transpose(1, 2).flatten(2).transpose(1, 2).unflatten(2, grid))

@@ -31,9 +31,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitrail.layers.attention import attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.layers.blocks import DropPath, Mlp, QuickGELU, drop_path_rates, init_truncated_normal
-from vitrail.models.mvit import Grid, on_grid, pooled_places
+from vitrail.models.mvit import Grid, on_grid
 from vitrail.models.protocol import Classifier
 
 
@@ -118,7 +118,7 @@ class ConvAttention(nn.Module):
         q, _ = on_grid(self.conv_proj_q, x, grid)
         k, key_grid = on_grid(self.conv_proj_k, x, grid)
         v, _ = on_grid(self.conv_proj_v, x, grid)
-        place(self, lambda: pooled_places(prefix, grid, key_grid, x.device))
+        place(self, lambda: global_places(grid, key_grid, prefix))
         q, k, v = self.heads(self.proj_q(q)), self.heads(self.proj_k(k)), self.heads(self.proj_v(v))
         return self.proj(attend(q, k, v, site=self, scale=self.scale).transpose(1, 2).flatten(2))
 

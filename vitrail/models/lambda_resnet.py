@@ -100,5 +100,4 @@ class Model(AttentionResNet):
         def spatial(_stage: int, width: int, stride: int, _grid: Grid) -> nn.Module:
             return LambdaLayer(width, stride, config)
 
-        width = config.base_width
-        super().__init__(config, spatial, widths=(width, 2 * width, 4 * width, 8 * width))
+        super().__init__(config, spatial, width=config.base_width)

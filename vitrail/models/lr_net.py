@@ -127,9 +127,7 @@ class Model(AttentionResNet):
     config: Config
 
     def __init__(self, config: Config):
-        width = config.base_width
-        widths = width, 2 * width, 4 * width, 8 * width
-        super().__init__(config, self.relation, widths=widths, stem_width=config.stem_width)
+        super().__init__(config, self.relation, width=config.base_width, stem_width=config.stem_width)
 
     def relation(self, _stage: int, width: int, stride: int, _grid: Grid) -> nn.Module:
         """The spatial operator of every block."""

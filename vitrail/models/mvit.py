@@ -34,7 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.attention import Places, attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.layers.blocks import DropPath, Mlp, drop_path_rates
 from vitrail.layers.position import resize_position
 from vitrail.models.protocol import Classifier
@@ -164,7 +164,7 @@ class PoolingAttention(nn.Module):
             q = self.norm_q(self.heads(q))
         else:
             q = self.heads(q)
-        place(self, lambda: pooled_places(prefix, grid, key_grid, x.device))
+        place(self, lambda: global_places(grid, key_grid, prefix))
         x = self.mix(q, self.norm_k(self.heads(k)), self.norm_v(self.heads(v)), grid, key_grid)
         return self.proj(x.transpose(1, 2).flatten(2)), grid
 
@@ -175,12 +175,6 @@ class PoolingAttention(nn.Module):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, _grid: Grid, _key_grid: Grid) -> Tensor:
         """Queries (B, h, N, d) of a grid, keys and values (B, h, M, d) of another -> (B, h, N, d)."""
         return attend(q, k, v, site=self)
-
-
-def pooled_places(prefix: int, grid: Grid, key_grid: Grid, device: torch.device) -> Places:
-    """Tokens without a place first, then queries and keys each in the reading order of their grid."""
-    queries, keys = (torch.arange(-prefix, high * wide, device=device).clamp(min=-1) for high, wide in (grid, key_grid))
-    return Places(queries[None], keys[None, None], grid, (key_grid,))
 
 
 class Block(nn.Module):

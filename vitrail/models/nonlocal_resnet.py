@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.attention import Places, attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.models.attention_resnet import AttentionResNet, Bottleneck, Grid
 
 Pairwise = Literal["gaussian", "embedded", "dot", "concat"]
@@ -107,7 +107,7 @@ class NonLocal(nn.Module):
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
         """One head: maps of queries (B, d, H, W) and keys (B, d, h, w), values (B, M, e) -> (B, N, e)."""
         grids = (queries.shape[-2], queries.shape[-1]), (keys.shape[-2], keys.shape[-1])
-        place(self, lambda: pooled_places(*grids, queries.device))
+        place(self, lambda: global_places(*grids))
         q, k = tokens(queries)[:, None], tokens(keys)[:, None]
         return attend(q, k, values[:, None], site=self, scale=scale)[:, 0]
 
@@ -120,13 +120,6 @@ class NonLocal(nn.Module):
 def tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, N, C)."""
     return x.flatten(2).transpose(1, 2)
-
-
-def pooled_places(queries: Grid, keys: Grid, device: torch.device) -> Places:
-    """Places of a site where each position of a map asks all of a pooled one."""
-    asking = torch.arange(queries[0] * queries[1], device=device)
-    asked = torch.arange(keys[0] * keys[1], device=device)
-    return Places(asking[None], asked[None, None], queries, (keys,))
 
 
 class EmbeddedNonLocal(NonLocal):
@@ -179,8 +172,7 @@ class Model(AttentionResNet):
     config: Config
 
     def __init__(self, config: Config):
-        width = config.base_width
-        super().__init__(config, widths=(width, 2 * width, 4 * width, 8 * width))
+        super().__init__(config, width=config.base_width)
 
     def make_block(self, stage: int, index: int, dim: int, width: int, stride: int, grid: Grid) -> nn.Module:
         """ResNet's block, with a non-local one after it where the configuration says so."""

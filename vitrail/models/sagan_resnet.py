@@ -34,9 +34,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.attention import attend, place
+from vitrail.layers.attention import attend, global_places, place
 from vitrail.models.attention_resnet import AttentionResNet, Bottleneck, Grid
-from vitrail.models.nonlocal_resnet import pooled_places, tokens
+from vitrail.models.nonlocal_resnet import tokens
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         theta, phi, g = self.theta(x), self.pool(self.phi(x)), self.pool(self.g(x))
         grid, keys = (x.shape[-2], x.shape[-1]), (phi.shape[-2], phi.shape[-1])
-        place(self, lambda: pooled_places(grid, keys, x.device))
+        place(self, lambda: global_places(grid, keys))
         q, k, v = (tokens(part)[:, None] for part in (theta, phi, g))  # (B, 1, N, C/8), (B, 1, M, C/8), (B, 1, M, e)
         y = attend(q, k, v, site=self, scale=1.0)[:, 0]
         return x + self.gamma * self.attn(y.transpose(1, 2).unflatten(2, grid))
@@ -136,8 +136,7 @@ class Model(AttentionResNet):
     config: Config
 
     def __init__(self, config: Config):
-        width = config.base_width
-        super().__init__(config, widths=(width, 2 * width, 4 * width, 8 * width))
+        super().__init__(config, width=config.base_width)
 
     def make_block(self, stage: int, index: int, dim: int, width: int, stride: int, grid: Grid) -> nn.Module:
         """ResNet's block; the last of the stage attends."""

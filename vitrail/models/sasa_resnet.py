@@ -174,8 +174,7 @@ class Model(AttentionResNet):
     config: Config
 
     def __init__(self, config: Config):
-        width = config.base_width
-        super().__init__(config, self.attention, widths=(width, 2 * width, 4 * width, 8 * width))
+        super().__init__(config, self.attention, width=config.base_width)
 
     def attention(self, _stage: int, width: int, stride: int, _grid: Grid) -> nn.Module:
         """The spatial operator of every block."""
