@@ -273,7 +273,7 @@ def _sl_swin(name: str, params: int) -> Row:
     tiny |= {"patch_size": 2, "img_size": 32}
     about = "the paper's equations, window by window"
     shallow = {"depths": (2, 2, 1)}
-    return Row(name, params, 5, tiny, strides=(2, 4, 8), shallow=shallow, reference=about, seen=3.7e-7)
+    return Row(name, params, 5, tiny, strides=(2, 4, 8), shallow=shallow, reference=about, seen=4.4e-7)
 
 
 ROWS = [

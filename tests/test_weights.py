@@ -329,6 +329,20 @@ def test_positions_of_a_model_whose_tokens_have_none(tmp_path: Path, caplog: pyt
     assert "from 4x4 to 6x6" in caplog.text
 
 
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_mergings_of_swins_release_close_their_stage(tmp_path: Path, name: str) -> None:
+    tiny = {"depths": (1, 1, 1, 1), "embed_dim": 8, "num_heads": (1, 1, 1, 1), "img_size": 64}
+    ours: Any = create_model(name, **tiny)
+    state = {}
+    for key, value in ours.state_dict().items():
+        found = re.fullmatch(r"layers\.(\d)\.downsample\.(.+)", key)
+        key = f"layers.{int(found[1]) - 1}.downsample.{found[2]}" if found else key.replace("head.fc.", "head.")
+        state[key] = value
+    state["layers.0.blocks.0.attn.relative_position_index"] = torch.zeros(49, 49)
+    again = create_model(name, saved(state, tmp_path / "w.safetensors"), **tiny)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
+
+
 def test_colours_of_igpt_are_read_beside_its_weights(tmp_path: Path) -> None:
     tiny = {"embed_dim": 16, "depth": 1, "num_heads": 2, "probe_layer": 1, "img_size": 4}
     ours: Any = create_model("igpt_small_32", **tiny)

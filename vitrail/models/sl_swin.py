@@ -1,5 +1,5 @@
 """Vision Transformer for Small-Size Datasets. Lee, Lee and Song, 2021, arXiv 2112.13492: its two ideas on a small Swin.
-On ViT: `sl_vit.py`; the small Swin without them: `swin_pico.py`.
+On ViT: `sl_vit.py`. The small Swin without them, the paper's baseline: `swin_pico`.
 
 Idea      every tokenization, of the image and between stages, is a shifted one (SPT), and attention in the windows has
           a learned temperature and no token's own key (LSA).
@@ -14,6 +14,8 @@ trains with stochastic depth 0.1. Images of other sizes are not in the paper: po
     variant                         params   FLOPs   top-1     as the release prints it: CIFAR-10 for patch 2, Tiny-
     sl_swin_tiny_patch2_window4_32    8.9M  280.3M   95.93     ImageNet for patch 4; counts are ours, 1000 classes
     sl_swin_tiny_patch4_window4_64    9.0M  284.7M   64.95
+    swin_pico_patch2_window4_32       7.5M  241.3M   94.46
+    swin_pico_patch4_window4_64       7.5M  242.2M   60.87
 """
 
 from __future__ import annotations
@@ -44,6 +46,8 @@ SMALL_DATA = 96, (2, 6, 4), (3, 6, 12), 4
 VARIANTS = {
     "sl_swin_tiny_patch2_window4_32": Config(*SMALL_DATA, img_size=32, patch_size=2, mlp_ratio=2.0),
     "sl_swin_tiny_patch4_window4_64": Config(*SMALL_DATA, img_size=64, patch_size=4, mlp_ratio=2.0),
+    "swin_pico_patch2_window4_32": Config(*SMALL_DATA, 32, 2, 2.0, spt=False, lsa=False),
+    "swin_pico_patch4_window4_64": Config(*SMALL_DATA, 64, 4, 2.0, spt=False, lsa=False),
 }
 
 

@@ -1,5 +1,5 @@
-"""Vision Transformer for Small-Size Datasets. Lee, Lee and Song, 2021, arXiv 2112.13492. Both ideas of the paper; each
-alone: `spt_vit.py` and `lsa_vit.py`; its baseline without either: `vit_pico.py`.
+"""Vision Transformer for Small-Size Datasets. Lee, Lee and Song, 2021, arXiv 2112.13492. Its two ideas, together
+(`sl`) and each alone (`spt`, `lsa`); the baseline without either: `vit_pico.py`; on Swin: `sl_swin.py`.
 
 Idea      shifted patch tokenization (SPT): a patch sees half a patch beyond its border, from four shifted copies of
           the image. Locality self-attention (LSA): a learned temperature, and no token attends to itself.
@@ -15,6 +15,10 @@ not in the paper: positions are resized on the fly as in `vit.py`.
     variant              params   FLOPs   top-1     as the release prints it: CIFAR-10 for patch 4, Tiny-ImageNet for
     sl_vit_patch4_32       2.9M  190.3M   94.53     patch 8; counts are ours, 1000 classes
     sl_vit_patch8_64       3.1M  199.2M   61.07
+    spt_vit_patch4_32      2.9M  190.3M       -
+    spt_vit_patch8_64      3.1M  199.2M       -
+    lsa_vit_patch4_32      2.9M  187.9M       -
+    lsa_vit_patch8_64      2.9M  189.7M       -
 """
 
 from __future__ import annotations
@@ -54,6 +58,10 @@ class Config:
 VARIANTS = {
     "sl_vit_patch4_32": Config(4, 32),
     "sl_vit_patch8_64": Config(8, 64),
+    "spt_vit_patch4_32": Config(4, 32, lsa=False),
+    "spt_vit_patch8_64": Config(8, 64, lsa=False),
+    "lsa_vit_patch4_32": Config(4, 32, spt=False),
+    "lsa_vit_patch8_64": Config(8, 64, spt=False),
 }
 
 

@@ -57,7 +57,8 @@ def squeezed(value: Tensor) -> list[int]:
 def fit_positions(state: State, model: nn.Module, notes: list[str]) -> State:
     """The position table (1, T + g*g, D) for the model's grid, its T token entries kept."""
     own = model.state_dict()
-    name = next((name for name in ("pos_embed", "patch_pos") if name in own and name in state), None)
+    names = ("pos_embed", "patch_pos", "pos_embedding", "absolute_pos_embed")
+    name = next((name for name in names if name in own and name in state), None)
     if name is None or state[name].shape == own[name].shape or state[name].shape[-1] != own[name].shape[-1]:
         return state
     grid: tuple[int, int] = model.grid  # type: ignore[assignment]

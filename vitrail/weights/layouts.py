@@ -27,6 +27,8 @@ def to_timm_keys(state: State, model: nn.Module) -> State:
         return renamed(state, TORCHVISION)
     if any(key.endswith("embeddings.patch_embeddings.projection.weight") for key in state):
         return stacked(renamed(state, TRANSFORMERS))
+    if (first := "layers.0.downsample.reduction.weight") in state and first not in model.state_dict():
+        return renamed(state, SWIN)
     return renamed(state, own_rules)
 
 
@@ -60,6 +62,15 @@ def stacked(state: State) -> State:
             out[f"{prefix}{letters}.{kind}"] = torch.cat(present)
     return out
 
+
+# Swin's release, both versions: a merging closes its stage there, and opens the next one in timm.
+SWIN: Rules = [
+    (r".+\.(?:attn_mask|relative_position_index|relative_coords_table)", ""),
+    (r"layers\.0\.downsample\.(.+)", r"layers.1.downsample.\1"),
+    (r"layers\.1\.downsample\.(.+)", r"layers.2.downsample.\1"),
+    (r"layers\.2\.downsample\.(.+)", r"layers.3.downsample.\1"),
+    (r"head\.(weight|bias)", r"head.fc.\1"),
+]
 
 TORCHVISION: Rules = [
     (r"class_token", "cls_token"),
