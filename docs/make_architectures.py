@@ -10,7 +10,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from vitrail.models import describe, summaries
+from vitrail.models import summaries
 
 ROOT = Path(__file__).parent.parent
 PAGE, PARITY = ROOT / "docs" / "architectures.md", ROOT / "docs" / "parity.txt"
@@ -47,7 +47,7 @@ def page() -> str:
     lines, files = [], set()
     for found in summaries():
         name = found["name"]
-        files.add(describe(name)["file"])
+        files.add(found["family"])
         reference = rows[name].reference if name in rows else "torchvision"
         difference = f"{largest[name]:.0e}" if largest.get(name) else "0" if name in largest else ""
         cells = [f"`{name}`", found["paper"], *(found.get(key, "") for key in ("params", "FLOPs", "top-1"))]

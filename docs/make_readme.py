@@ -42,8 +42,7 @@ def table() -> str:
     """One row a family: file, names, paper."""
     names = defaultdict(list)
     for row in summaries():
-        stem = max((p.stem for p in FOLDER.glob("[a-z]*.py") if row["name"].startswith(p.stem)), key=len)
-        names[stem].append(row["name"])
+        names[row["family"]].append(row["name"])
     lines = ["| file | names | paper |", "|---|---|---|"]
     for stem, found in names.items():
         docstring = ast.get_docstring(ast.parse((FOLDER / f"{stem}.py").read_text(encoding="utf-8"))) or ""

@@ -84,7 +84,7 @@ def describe(name: str) -> dict[str, Any]:
 
 
 def summaries(pattern: str = "*") -> list[dict[str, str]]:
-    """name, paper, params, FLOPs and top-1 as printed, for every name that matches: what `vitrail models` shows."""
+    """name, family (its file), paper, and params, FLOPs, top-1 as printed, for every name that matches."""
     wanted = set(list_models(pattern))
     rows = []
     for file in _families():
@@ -92,7 +92,7 @@ def summaries(pattern: str = "*") -> list[dict[str, str]]:
         figures = printed_figures(text)
         for name in _variants(file):
             if name in wanted:
-                rows.append({"name": name, "paper": title(text), **figures.get(name, {})})
+                rows.append({"name": name, "family": file.stem, "paper": title(text), **figures.get(name, {})})
     return rows
 
 
