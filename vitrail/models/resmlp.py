@@ -64,6 +64,11 @@ class Affine(nn.Module):
         return torch.addcmul(self.beta, self.alpha, x)
 
 
+def affine_names(model: nn.Module) -> set[str]:
+    """The scales and shifts of a model's affine maps, which do not decay, like those of norms."""
+    return {name for name, _ in model.named_parameters() if name.endswith((".alpha", ".beta"))}
+
+
 class ResidualBlock(nn.Module):
     """x + ls1 A norm1(x) across tokens, then x + ls2 MLP(norm2(x)) (equations 2, 3): (B, N, D) -> (B, N, D)."""
 
@@ -101,6 +106,10 @@ class Model(TokenMixer):
     def make_norm(self) -> nn.Module:
         """The last affine map."""
         return Affine(self.config.embed_dim)
+
+    def no_weight_decay(self) -> set[str]:
+        """What takes the place of norms."""
+        return affine_names(self)
 
     def init_weights(self) -> None:
         """DeiT's; the patch projection as torch draws it."""

@@ -30,7 +30,7 @@ from vitrail.errors import UserError
 from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_truncated_normal
 from vitrail.layers.tokens import PatchEmbed
 from vitrail.models.protocol import Classifier
-from vitrail.models.resmlp import Affine
+from vitrail.models.resmlp import Affine, affine_names
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,10 @@ class Model(Classifier):
         for name in ("norm1", "norm2"):
             block.set_submodule(name, self.make_norm())
         return block
+
+    def no_weight_decay(self) -> set[str]:
+        """The deep model's affine maps."""
+        return affine_names(self)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, D, H/P, W/P)."""
