@@ -28,7 +28,8 @@ def test_every_family_trains_and_is_used(row: Row, shared_data: Path, tmp_path: 
     data, run = shared_data / "cifar10_subset.npz", tmp_path / "run"
     toy = tmp_path / "toy.py"
     toy.write_text(TOY.format(family=family(row.name), name=row.name, tiny=row.tiny))
-    steps = ["--schedule.epochs", 2, "--schedule.warmup-epochs", 0.5, "--optim.lr", 2e-3]
+    steps = ["--recipe", "scratch/small_images", "--schedule.epochs", 2, "--schedule.warmup-epochs", 0.5]
+    steps += ["--optim.lr", 1e-2, "--augment.rand-augment", 0, "--augment.erasing", 0]
     small = ["--data.limit", 1000, "--data.batch-size", 50, "--data.workers", 0, "--data.img-size", row.side]
     said = vitrail("train", data, "--model", f"{toy}:toy", "--out", run, *steps, *small)
     assert said.code == 0, said.err

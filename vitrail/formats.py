@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError, did_you_mean
+from vitrail.layers.attention import probing
 from vitrail.run import Run, load
 
 TOLERANCE = 1e-4
@@ -151,17 +152,22 @@ def _write_onnx(model: nn.Module, images: Tensor, about: dict[str, str], path: P
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > ONNX_LIMIT:
         raise UserError(f"{size / 1e9:.1f} GB do not fit into one ONNX file (2 GB); export to .pt2 or .safetensors")
-    program = torch.onnx.export(
-        _graph(model, images),
-        dynamo=True,
-        verbose=False,
-        dynamic_shapes=({0: "batch"},),
-        input_names=["images"],
-        output_names=["logits"],
-    )
+    with probing(_unchanged):  # somebody watches, so attention is spelt out: ONNX has no fused one for every bias
+        program = torch.onnx.export(
+            _graph(model, images),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: "batch"},),
+            input_names=["images"],
+            output_names=["logits"],
+        )
     assert program is not None  # always, with dynamo=True
     program.model.metadata_props.update(about)
     program.save(path, external_data=False)
+
+
+def _unchanged(_site: nn.Module, weights: Tensor) -> Tensor:
+    return weights
 
 
 def _read_onnx(_model: nn.Module, path: Path) -> Forward:
