@@ -143,7 +143,8 @@ class WindowAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """What the offset of query and key adds to the logits: (1, h, N, N)."""
-        return self.position_table()[self.get_buffer("relative_position_index")].permute(2, 0, 1)[None].contiguous()
+        index = self.get_buffer("relative_position_index")  # by columns: a gather of rows would need a transposed copy
+        return self.position_table().T.index_select(1, index.flatten()).unflatten(1, index.shape)[None]
 
     def bias(self, folds: int, grid: tuple[int, int]) -> Tensor:
         """Positions and, where the windows are shifted, mask: (1, h, N, N) or (folds, h, N, N), folds = B * G."""
