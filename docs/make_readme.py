@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from vitrail.models import FOLDER, summaries, title
+from vitrail.models import FOLDER, summaries
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -39,15 +40,14 @@ def first_sentence(path: Path) -> str:
 
 
 def table() -> str:
-    """One row a family: file, names, paper."""
-    names = defaultdict(list)
-    for row in summaries():
-        names[row["family"]].append(row["name"])
-    lines = ["| file | names | paper |", "|---|---|---|"]
-    for stem, found in names.items():
+    """One row a topic of the lectures: its files, in the order of their names."""
+    files = defaultdict(list)
+    for stem in dict.fromkeys(row["family"] for row in summaries()):
         docstring = ast.get_docstring(ast.parse((FOLDER / f"{stem}.py").read_text(encoding="utf-8"))) or ""
-        more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        lines.append(f"| `{stem}` | `{found[0]}`{more} | {title(docstring)} |")
+        topic = re.search(r"^Lecture +(.+)$", docstring, re.MULTILINE)
+        files[topic[1] if topic else "others"].append(f"`{stem}`")
+    lines = ["| topic | files |", "|---|---|"]
+    lines += [f"| {topic} | {' '.join(found)} |" for topic, found in sorted(files.items())]
     return "\n".join(lines)
 
 

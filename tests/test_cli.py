@@ -75,7 +75,7 @@ def test_models_lists_all() -> None:
 
 def test_models_by_pattern() -> None:
     assert [row["name"] for row in vitrail("models", "resnet?8", "--json").json()["models"]] == ["resnet18"]
-    assert len(vitrail("models", "pico", "--json").json()["models"]) == 3
+    assert len(vitrail("models", "vit_pico", "--json").json()["models"]) == 3
 
 
 def test_show() -> None:

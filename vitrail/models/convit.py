@@ -7,7 +7,7 @@ Differs   from DeiT: ten of twelve blocks have gated positional self-attention (
           neighbour of a small kernel; the class token joins after them; no biases in queries, keys and values.
 Shapes    (B,3,224,224) -patch 16-> (B,196,432) -10 GPSA blocks-> (B,196,432) -class token-> (B,197,432)
           -2 blocks-> (B,197,432) -> (B,K)
-Lecture   transformers that start as convolutions
+Lecture   hybrids of convolution and attention
 
 The positional logits are a linear function of (dx, dy, dx^2 + dy^2), key less query in patches, so a head's map is a
 Gaussian around the place it attends to. The sum of a row of mixed weights is 1; the released code divides by it once

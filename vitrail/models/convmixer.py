@@ -5,7 +5,7 @@ Idea      keep the patches and the constant resolution of a ViT, mix with nothin
 Differs   from MLP-Mixer: positions are mixed by a k x k neighbourhood with shared weights, so any size of image goes;
           batch norm after the activation; only the depthwise half is residual.
 Shapes    (B,3,224,224) -patch 7-> (B,1536,32,32) -20 blocks-> (B,1536,32,32) -mean-> (B,1536) -> (B,K)
-Lecture   without attention: convolutions on patches
+Lecture   without attention
 
 Rows and columns that fill no patch are left out (right and below, fewer than `patch_size`), as in the authors' code.
 768/32 was trained with ReLU, the others with GELU.

@@ -7,7 +7,7 @@ Differs   from ViT: three stages, keys and values pooled by 2 through their conv
           token in the last stage only; logits are scaled by the width of the stage, not of a head.
 Shapes    (B,3,224,224) -7 x 7 / 4-> (B,56*56,64) -3 x 3 / 2-> (B,28*28,192) -3 x 3 / 2-> (B,14*14,384) -class token->
           (B,1+14*14,384) -10 blocks-> (B,K)
-Lecture   convolutions in transformers
+Lecture   hybrids of convolution and attention
 
 The released code is followed where the paper says nothing: a projection is depthwise convolution, batch norm, linear
 layer, with no activation between; the class token goes past the first two; QuickGELU in the MLPs (transformers' port

@@ -6,7 +6,7 @@ Idea      a linear layer over channels that reads each channel one step before, 
 Differs   from MLP-Mixer: no weights across tokens; one branch moves along the width, one along the height, one stays,
           and the picture weighs the three; a pyramid of four stages as in PVT, for dense prediction.
 Shapes    (B,3,224,224) -conv, stride 4-> (B,56,56,64) -> (B,28,28,128) -> (B,14,14,320) -> (B,7,7,512) -> (B,K)
-Lecture   without attention: all-MLP models
+Lecture   without attention
 
 The release reads the moved channels by a deformable convolution with fixed offsets, kept in its state dict; here the
 map is padded with zeros and its channels are masked, which is the same sum. `sfc_h`, in the release's words, moves

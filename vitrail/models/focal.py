@@ -7,7 +7,7 @@ Differs   from Swin: nothing is shifted; each of those three sets of keys has it
           are merged by a 2 x 2 convolution, its norm after it.
 Shapes    (B,3,224,224) -patch 4-> (B,56,56,96) -> (B,28,28,192) -> (B,14,14,384) -> (B,7,7,768) -> (B,K)
           keys of a query: 49 + 132 + 49, 49 + 132 + 25, 49 + 132 + 9, 49 + 1
-Lecture   near and far in hierarchical transformers
+Lecture   hierarchical transformers
 
 As released, where the paper is silent: the ring wraps around the map's border without a mask; it is cut as four
 corners, so 12 of its 132 cells come twice, each time with a bias of its own; a summary is one linear map over the 49

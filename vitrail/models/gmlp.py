@@ -5,7 +5,7 @@ Idea      one block: widen, let one half of the channels gate the other after a 
 Differs   from MLP-Mixer: token and channel mixing in one residual branch, the tokens' mix multiplied in; the gate's
           weights start near 0 and its bias at 1, so a block starts as a plain MLP on one half.
 Shapes    (B,3,224,224) -patch 16-> (B,196,D), in a block (B,196,6D) -gate-> (B,196,3D), -mean-> (B,D) -> (B,K)
-Lecture   without attention: all-MLP models
+Lecture   without attention
 
 The authors released no code; this is timm's reading: the mean over tokens after a last norm, epsilon 1e-6 in the
 blocks' norms and 1e-5 in the gate's. The paper prints 73.4M for B, 0.3M more than its description gives. It trains

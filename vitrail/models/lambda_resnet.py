@@ -6,7 +6,7 @@ Differs   from attention: the softmax is over positions of keys, once for all qu
           convolution is a lambda layer, and strides are 3 x 3 means after it.
 Shapes    (B,3,224,224) -stem-> (B,64,56,56) -> (B,256,56,56) -> (B,512,28,28) -> (B,1024,14,14) -> (B,2048,7,7)
           -mean-> (B,2048) -> (B,K)
-Lecture   without attention: linear maps of the context
+Lecture   without attention
 
 `rel_size` is r, the side of the window that tells positions apart; contents are summed over the whole map. The paper's
 table of offsets has no bias; the released weights (d-li14's, of lambda_resnet50) were trained with one, 16 numbers a

@@ -5,7 +5,7 @@ Idea      two MLPs in turn: one mixes the tokens of a channel, one the channels 
 Differs   from ViT: an MLP across tokens in place of attention, hence no position embedding (each token has its own
           weights) and one fixed number of tokens; the mean over tokens instead of a class token.
 Shapes    (B,3,224,224) -patch 16-> (B,196,768) -12 blocks-> (B,196,768) -mean-> (B,768) -> (B,K)
-Lecture   without attention: all-MLP models
+Lecture   without attention
 
 GELU is exact, as in timm; the authors' Flax code has the tanh approximation. The head starts at zero. H/14 is the
 paper's, without released weights. The paper's parameter counts leave the head out; these have it, for 1000 classes.

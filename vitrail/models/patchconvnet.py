@@ -6,7 +6,7 @@ Differs   from CaiT: the trunk has convolutions where CaiT has attention and MLP
           class attention has one block with one head. The multi-class model asks with one token a class.
 Shapes    (B,3,224,224) -four 3 x 3 / 2 convolutions-> (B,14,14,384) -60 blocks-> (B,14,14,384)
           -class token, one block-> (B,1,384) -> (B,K)
-Lecture   convolutions and transformers
+Lecture   hybrids of convolution and attention
 
 The convolutional branch bears the name `attn.qkv_pos` in the release. Drop path has one rate for all trunk blocks.
 The multi-class model's keys are the patches alone, and every class has a head of one output.

@@ -6,7 +6,7 @@ Idea      Mixer with less: one linear layer across tokens instead of an MLP, and
 Differs   from MLP-Mixer: `Affine` for layer norm, a linear token mixer with bias, each branch scaled a channel (as
           CaiT's LayerScale), trained as DeiT on ImageNet-1k alone.
 Shapes    (B,3,224,224) -patch 16-> (B,196,384) -12 blocks-> (B,196,384) -mean-> (B,384) -> (B,K)
-Lecture   without attention: all-MLP models
+Lecture   without attention
 
 The paper closes a branch with a scale and a shift; the released code, followed here, has the scale alone. `init_values`
 is what that scale starts from in the authors' code (timm starts the 12-layer model lower). The paper's B24 with

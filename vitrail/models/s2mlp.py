@@ -5,7 +5,7 @@ Idea      MLPs over channels only; tokens talk because a quarter of the channels
 Differs   from MLP-Mixer: no weights across tokens, so any size of image goes; a layer norm after the patches, none at
           the end; the deep model has ResMLP's `Affine` instead of layer norm.
 Shapes    (B,3,224,224) -patch 16-> (B,14,14,768) -12 blocks-> (B,14,14,768) -mean-> (B,768) -> (B,K)
-Lecture   without attention: all-MLP models
+Lecture   without attention
 
 The authors released no code. The published pseudocode shifts in place, from slices that overlap their source: run
 literally it smears one row over all. Here every cell reads the map as it was, and a cell at the edge without a

@@ -4,7 +4,7 @@ Idea      shift a map in two opposite orders, keep a third as it is, and let the
 Differs   from S2-MLP: three branches joined by split attention (as in ResNeSt), small patches and a pyramid of two
           stages (as in ViP), MLPs 3 times as wide as the map; layer norms in the blocks only.
 Shapes    (B,3,224,224) -patch 7-> (B,32,32,192) -4 blocks, patch 2-> (B,16,16,384) -14 blocks, mean-> (B,384) -> (B,K)
-Lecture   without attention: all-MLP models
+Lecture   without attention
 
 The authors released no code. Their text leaves the width of the hidden layer in split attention open: a quarter of the
 map's is what meets the printed 25M and 55M, 6.9G and 16.3G. Split attention reads the sum over all cells and has no

@@ -5,7 +5,7 @@ Idea      error falls with compute, data and size together along one curve; shap
 Differs   from ViT: no class token (on accelerators 256 + 1 tokens are padded to 384); one learned query reads all
           patches (the MAP head), which does as well; no hidden layer before the head.
 Shapes    (B,3,224,224) -patch 14-> (B,256,1664) -48 blocks-> (B,256,1664) -MAP-> (B,1664) -> (B,K)
-Lecture   scaling
+Lecture   scaling transformers
 
 The paper's table of shapes counts neither the head nor the MAP head, and a multiply and an add apart: 1843M and 965G
 for the largest. Its weights, trained on JFT-3B, are not released; 90.45 % is that model's after fine-tuning.

@@ -6,7 +6,7 @@ Differs   from ViT: two streams of tokens, words of width 12 to 40 inside each p
           queries, keys and values without bias; a convolution (7 x 7, stride 4) makes the words.
 Shapes    (B,3,224,224) -words-> (B 196,16,24) -all words of a patch-> (B,196,384) -class token-> (B,197,384)
           -12 blocks-> (B,197,384) -> (B,K)
-Lecture   transformers inside patches
+Lecture   the vision transformer
 
 Every patch is padded and convolved by itself, as released: no word sees another patch's pixels before the outer
 attention. The paper's figures for B count a frozen table of zeros that the code never reads: 65.6M. The models were
