@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from operator import attrgetter
 from typing import Any
 
@@ -126,4 +127,7 @@ def test_a_number_that_means_nothing_is_refused(field: str) -> None:
 
 @pytest.mark.parametrize("name", ["deit", "deit/small", "finetune", "quickstart", "scratch", "scratch/small_images"])
 def test_published_recipes_have_numbers_that_mean_something(name: str) -> None:
-    check_numbers(find_recipe(name))
+    recipe = find_recipe(name)
+    check_numbers(recipe)
+    with pytest.raises(UserError, match=r"^--optim\.lr is nan"):
+        check_numbers(replace(recipe, optim=replace(recipe.optim, lr=math.nan)))

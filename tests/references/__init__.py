@@ -12,6 +12,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import timm
 from torch import Tensor, nn
@@ -40,6 +41,13 @@ def from_timm(model: nn.Module, name: str, **changes: object) -> Reference:
     """timm's model `name`, whose state dict is ours key by key, in our mode; `changes` go to its constructor."""
     settings = {"num_classes": model.num_classes, "in_chans": model.config.in_chans, **changes}
     return loaded(timm.create_model(name, **settings), model)
+
+
+def sizes(model: nn.Module, depth: str = "depth") -> dict[str, Any]:
+    """The arguments that timm's constructors share, as ours has them; `depth` is their word for that one."""
+    config = model.config
+    names = ("img_size", "patch_size", "in_chans", "embed_dim")
+    return {name: getattr(config, name) for name in names} | {"num_classes": model.num_classes, depth: config.depth}
 
 
 def loaded(other: nn.Module, model: nn.Module) -> Reference:

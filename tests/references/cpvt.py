@@ -6,7 +6,7 @@ from timm.models.twins import PosConv
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, cat, nn
 
-from references import Reference, loaded
+from references import Reference, loaded, sizes
 
 
 class Conditional(VisionTransformer):
@@ -30,12 +30,7 @@ def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     """Every size as ours."""
     config = model.config
     other = Conditional(
-        img_size=config.img_size,
-        patch_size=config.patch_size,
-        in_chans=config.in_chans,
-        num_classes=model.num_classes,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
+        **sizes(model),
         num_heads=config.num_heads,
         class_token=config.global_pool == "token",
         global_pool=config.global_pool,

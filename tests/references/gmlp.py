@@ -6,19 +6,13 @@ from timm.layers import GatedMlp
 from timm.models.mlp_mixer import MlpMixer, SpatialGatingBlock
 from torch import nn
 
-from references import Reference, loaded
+from references import Reference, loaded, sizes
 
 
 def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     """Every size as ours, every branch kept."""
-    config = model.config
     other = MlpMixer(
-        num_classes=model.num_classes,
-        img_size=config.img_size,
-        in_chans=config.in_chans,
-        patch_size=config.patch_size,
-        num_blocks=config.depth,
-        embed_dim=config.embed_dim,
+        **sizes(model, depth="num_blocks"),
         mlp_ratio=6,
         block_layer=SpatialGatingBlock,
         mlp_layer=GatedMlp,

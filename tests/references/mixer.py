@@ -5,18 +5,12 @@ from __future__ import annotations
 from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
-from references import Reference, loaded
+from references import Reference, loaded, sizes
 
 
 def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     """Every size as ours."""
-    config = model.config
     other = MlpMixer(
-        num_classes=model.num_classes,
-        img_size=config.img_size,
-        in_chans=config.in_chans,
-        patch_size=config.patch_size,
-        num_blocks=config.depth,
-        embed_dim=config.embed_dim,
+        **sizes(model, depth="num_blocks"),
     )
     return loaded(other, model)

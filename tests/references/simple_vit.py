@@ -9,7 +9,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from references import Reference, called
+from references import Reference, called, sizes
 
 
 class Positioned(VisionTransformer):
@@ -25,12 +25,7 @@ def build(model: nn.Module, _name: str, size: tuple[int, int]) -> Reference:
     """Every size as ours; the hidden layer of the head stands where timm has a norm."""
     config = model.config
     other = Positioned(
-        img_size=config.img_size,
-        patch_size=config.patch_size,
-        in_chans=config.in_chans,
-        num_classes=model.num_classes,
-        embed_dim=config.embed_dim,
-        depth=config.depth,
+        **sizes(model),
         num_heads=config.num_heads,
         class_token=False,
         global_pool="avg",

@@ -28,6 +28,7 @@ other sizes need a model built with that img_size.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,7 +116,7 @@ class ChannelWeights(nn.Module):
         return x * self.conv(x.mean((2, 3))[:, None]).sigmoid().transpose(1, 2)[..., None]
 
 
-class Block(nn.Module):
+class Block(nn.Module, ABC):
     """1 x 1, operator, 1 x 1, and a shortcut: (B, dim, H, W) -> (B, out, H/stride, W/stride)."""
 
     def __init__(self, dim: int, stage: int, stride: int, config: Config):
@@ -128,9 +129,9 @@ class Block(nn.Module):
         self.conv1_1x1 = ConvNormAct(dim, width, 1, self.act)
         self.conv3_1x1 = ConvNormAct(width, out, 1, nn.Identity())
 
+    @abstractmethod
     def inner(self, x: Tensor) -> Tensor:
         """What stands between the two 1 x 1 convolutions."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(self.conv3_1x1(self.inner(self.conv1_1x1(x))) + self.shortcut(x))

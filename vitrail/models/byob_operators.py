@@ -10,6 +10,7 @@ border keys and values are zeros that take part in the softmax, as in timm.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -111,7 +112,7 @@ class HaloAttention(nn.Module):
         return Places(windows(cells, self.block, self.block)[..., 0], asked[:, None], grid, (grid,))
 
 
-class LambdaAttention(nn.Module):
+class LambdaAttention(nn.Module, ABC):
     """Lambdas of contents and positions, (B, D, H, W) -> (B, D, H/stride, W/stride); how positions enter differs."""
 
     def __init__(self, dim: int, stride: int, dim_head: int = 16, num_heads: int = 4):
@@ -130,9 +131,9 @@ class LambdaAttention(nn.Module):
         out = apply_lambdas(q, k.flatten(2)[:, None], v.flatten(2)[:, None], self.position(v))
         return self.pool(out.unflatten(2, x.shape[-2:]))
 
+    @abstractmethod
     def position(self, v: Tensor) -> Tensor:
         """The lambda of each position from the values around it: (B, v, H, W) -> (B, k, v, N)."""
-        raise NotImplementedError
 
 
 class ConvLambda(LambdaAttention):
