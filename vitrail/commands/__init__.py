@@ -1,0 +1,31 @@
+"""The verbs of the command line: each reads its arguments, calls one public function, and shows what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import tyro
+
+from vitrail.commands import catalogue, images, training, using
+
+
+def run_command(verb: str, arguments: list[str]) -> None:
+    """Do what the arguments of `vitrail VERB` say. tyro answers --help and wrong flags, naming the nearest (exit 2)."""
+    if verb == "train":
+        training.train(arguments)
+    else:
+        tyro.cli(COMMANDS[verb], prog=f"vitrail {verb}", args=arguments)
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "eval": using.evaluate,
+    "predict": using.predict,
+    "explain": using.explain,
+    "export": using.export,
+    "models": catalogue.list_models,
+    "show": catalogue.show,
+    "recipes": catalogue.list_recipes,
+    "doctor": images.doctor,
+    "show-batch": images.show_batch,
+    "copy": catalogue.copy,
+}
