@@ -224,7 +224,7 @@ def test_a_copied_file_trains_and_is_found_from_elsewhere(
 
 
 def test_the_data_decide_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vitrail import commands, verbs
+    from vitrail import recipes, verbs
 
     started: list[Any] = []
 
@@ -245,7 +245,7 @@ def test_the_data_decide_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
         recipe, out = started[-1]
         assert (recipe.model, recipe.seed, recipe.schedule.epochs, out) == (model, 3, 7, "here")
         assert recipe.data.source == ("photos" if "photos" in words else "digits")
-    assert commands.recipes.find_recipe("deit/small").augment == started[-1][0].augment
+    assert recipes.find_recipe("deit/small").augment == started[-1][0].augment
 
 
 def test_resume_of_a_finished_run_says_so(run: Path) -> None:

@@ -109,7 +109,7 @@ class Optim:
     accumulate: int = 1
     """Micro-batches a step: less memory, the same mathematics."""
     rho: float = 0.0
-    """Radius of sharpness-aware minimisation (SAM), two passes a step; 0: off; 0.05 to 0.2 for ViT, to 0.6 for Mixer."""
+    """Radius of sharpness-aware minimisation (SAM): two passes a step. 0: off; 0.05 to 0.2 for ViT, 0.6 for Mixer."""
     layer_decay: float = 1.0
     """Each layer's learning rate is this share of that of the layer above it (fine-tuning: 0.65 to 0.9)."""
     head_lr: float = 1.0
