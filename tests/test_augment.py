@@ -1,20 +1,26 @@
-"""Transforms give the right shape for any image and depend on torch's random numbers alone; mixing is timm's."""
+"""Transforms give the right shape for any image and depend on torch's random numbers alone; policies and mixing are
+drawn as timm draws them."""
 
 from __future__ import annotations
 
 import pickle
+import random
+from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vitrail.data.augment import adapt_channels, eval_transform, train_transform, turn_and_shift
+from vitrail.data.augment import Transform, adapt_channels, eval_transform, train_transform, turn_and_shift
 from vitrail.data.mix import cut_and_paste, draw_box, mix, soft_targets
+from vitrail.data.policies import RandAugment
 from vitrail.errors import UserError
 from vitrail.recipe import Augment
 
@@ -136,11 +142,168 @@ def test_channels() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"flip": 1.5}, {"crop_scale": (0.5, 0.2)}, {"rand_augment": 1, "rand_augment_magnitude": 11}, {"rotate": -1.0}],
+    [
+        {"flip": 1.5},
+        {"crop_scale": (0.5, 0.2)},
+        {"rand_augment": 1, "rand_augment_magnitude": 11},
+        {"rotate": -1.0},
+        {"rand_augment_prob": 1.2},
+        {"rand_augment_std": float("nan")},
+        {"erasing_scale": (0.0, 0.2)},
+    ],
 )
 def test_values_that_make_no_sense(change: dict) -> None:
-    with pytest.raises(UserError, match="augment"):
+    with pytest.raises(UserError, match=rf"^augment.{next(reversed(change))} is "):
         train_transform(replace(OFF, **change), img_size=8, mean=[0.5], std=[0.5], interpolation="bilinear")
+
+
+def test_policies_that_cannot_be() -> None:
+    with pytest.raises(UserError, match=r"^augment.rand_augment is 2 and augment.auto_augment svhn; set rand_augment"):
+        train_transform(
+            replace(OFF, rand_augment=2, auto_augment="svhn"),
+            img_size=8, mean=[0.5], std=[0.5], interpolation="bilinear",
+        )  # fmt: skip
+    for change in ({"rand_augment": 1}, {"auto_augment": "imagenet"}, {"color_jitter": 0.1}):
+        with pytest.raises(UserError, match=r"these have 4 channels; turn them off$"):
+            train_transform(
+                replace(OFF, **change),
+                img_size=8, mean=[0.5] * 4, std=[0.5] * 4, interpolation="bilinear",
+            )  # fmt: skip
+
+
+# RandAugment, AutoAugment and erasing
+
+
+def small(augment: Augment, channels: int) -> Transform:
+    mean, std = [0.0] * channels, [1 / 255] * channels
+    return train_transform(augment, img_size=16, mean=mean, std=std, interpolation="bilinear")
+
+
+@pytest.mark.parametrize("magnitude", [0, 5, 10])
+def test_without_noise_and_coin_it_is_torchvisions_rand_augment(magnitude: int) -> None:
+    mode = v2.InterpolationMode.BILINEAR
+    ours = RandAugment(3, magnitude, 0.0, 1.0, mode)
+    theirs = v2.RandAugment(3, magnitude, num_magnitude_bins=11, interpolation=mode)
+    changed = 0
+    for seed in range(60):
+        image, results = picture(3, 16, 16), []
+        for each in (ours, theirs):
+            torch.manual_seed(seed)
+            results.append(each(image))
+        assert torch.equal(*results)
+        changed += not torch.equal(results[0], image)
+    assert changed > 15, "strength 0 is no identity either: autocontrast, equalize and invert have none"
+
+
+def strengths_of_ours(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], dict[str, list[float]]]:
+    """Operations of each of `count` images, and the strengths 0..10 of some kinds, as our RandAugment draws them."""
+    applied: list[tuple[str, float]] = []
+
+    def note(_: v2.RandAugment, image: torch.Tensor, kind: str, strength: float, **__: object) -> torch.Tensor:
+        applied.append((kind, strength))
+        return image
+
+    monkeypatch.setattr(v2.RandAugment, "_apply_image_or_video_transform", note)
+    ours = RandAugment(2, 9, 0.5, 0.5, v2.InterpolationMode.BILINEAR)
+    image, numbers, kinds = picture(3, 16, 16), [], defaultdict(list)
+    full = {"Rotate": 30, "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331 * 16, "Color": 0.9, "Contrast": 0.9}
+    torch.manual_seed(0)
+    for _ in range(count):
+        applied.clear()
+        ours(image)
+        numbers.append(len(applied))
+        for kind, strength in applied:
+            if kind in full:
+                kinds[kind[:5]].append(10 * strength / full[kind])
+    return numbers, kinds
+
+
+def strengths_of_timms(count: int) -> tuple[list[int], dict[str, list[float]]]:
+    """The same of timm's rand-m9-mstd0.5-inc1, the released recipe's."""
+    from timm.data.auto_augment import rand_augment_transform
+
+    theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", {})
+    applied: list[tuple[str, float]] = []
+    full = {"Rotate": 30, "ShearX": 0.3, "ShearY": 0.3, "TranslateXRel": 0.45, "Color": 0.9, "Contrast": 0.9}
+
+    def note(*arguments: float, name: str, **_: object) -> None:  # the image, and the strength where there is one
+        applied.append((name, arguments[-1]))
+
+    for op in theirs.ops:
+        op.aug_fn = partial(note, name=op.name.replace("Increasing", ""))
+    numbers, kinds = [], defaultdict(list)
+    random.seed(0)
+    np.random.seed(0)
+    for _ in range(count):
+        applied.clear()
+        theirs(None)
+        numbers.append(len(applied))
+        for name, level in applied:
+            if name in full:
+                kinds[name[:5]].append(10 * (level - (name in ("Color", "Contrast"))) / full[name])
+    return numbers, kinds
+
+
+def test_noise_and_coin_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers, ours = strengths_of_ours(5000, monkeypatch)
+    expected, theirs = strengths_of_timms(5000)
+    for operations in range(3):
+        share = sum(n == operations for n in expected) / 5000
+        assert sum(n == operations for n in numbers) / 5000 == pytest.approx(share, abs=0.03)
+    assert ours.keys() == theirs.keys() == {"Rotat", "Shear", "Trans", "Color", "Contr"}
+    for kind, strengths in ours.items():
+        assert min(len(strengths), len(theirs[kind])) > 200
+        mine, other = np.abs(strengths), np.abs(theirs[kind])
+        assert mine.mean() == pytest.approx(other.mean(), abs=0.12)
+        assert mine.std() == pytest.approx(other.std(), abs=0.08)
+        assert mine.max() == pytest.approx(10)
+        assert (np.array(strengths) > 0).mean() == pytest.approx(0.5, abs=0.12), "either sign"
+
+
+def test_share_of_images_that_timms_policy_changes() -> None:
+    """The coins leave a quarter alone, and few operations are without effect. Without noise: timm's strongest
+    posterising is refused by Pillow."""
+    from PIL import Image
+    from timm.data.auto_augment import rand_augment_transform
+
+    ours = RandAugment(2, 9, 0.0, 0.5, v2.InterpolationMode.BILINEAR)
+    theirs = rand_augment_transform("rand-m9-inc1", {})
+    image = picture(3, 16, 16)
+    pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    mine = sum(not torch.equal(ours(image), image) for _ in range(1500)) / 1500
+    other = sum(theirs(pillow).tobytes() != pillow.tobytes() for _ in range(1500)) / 1500
+    assert mine == pytest.approx(other, abs=0.07)
+    assert 0.6 < mine < 0.75
+
+
+@pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_auto_augment_is_torchvisions_policy(policy: str, channels: int) -> None:
+    ours = small(replace(OFF, auto_augment=policy), channels)  # type: ignore[arg-type]
+    theirs = v2.AutoAugment(v2.AutoAugmentPolicy(policy), interpolation=v2.InterpolationMode.BILINEAR)
+    changed = 0
+    for seed in range(30):
+        image = picture(channels, 16, 16)
+        torch.manual_seed(seed)
+        out = ours(image)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(out, theirs(image).float())
+        changed += not torch.equal(out.round().to(torch.uint8), image)
+    assert changed > 15
+
+
+def test_erased_rectangles_have_the_size_and_the_fill_asked_for() -> None:
+    augment = replace(OFF, erasing=1.0, erasing_scale=(0.3, 0.4), erasing_fill="mean")
+    transform = train_transform(augment, img_size=32, mean=[0.25], std=[0.5], interpolation="bilinear")
+    torch.manual_seed(0)
+    out = torch.stack([transform(torch.full((1, 32, 32), 255, dtype=torch.uint8)) for _ in range(200)])
+    assert out.unique().tolist() == pytest.approx([0.0, 1.5]), "the mean is 0 after normalising"
+    share = (out == 0).float().mean((1, 2, 3))
+    assert 0.27 < share.min() < share.max() < 0.43
+    assert share.mean() == pytest.approx(0.35, abs=0.02)
 
 
 # MixUp and CutMix
@@ -207,4 +370,41 @@ def test_nothing_to_mix_still_smooths_and_several_labels_are_mixed() -> None:
     assert same is images
     torch.testing.assert_close(targets[0], torch.tensor([0.85, 0.05, 0.05, 0.05]))
     _, targets = mix(images, hot, num_classes=3, mixup=0.8, cutmix=0, smoothing=0.2)
-    torch.testing.assert_close(targets[:, 2], torch.ones(2))
+    torch.testing.assert_close(targets[:, 2], torch.full((2,), 0.9)), "yes, smoothed towards 1/2"
+
+
+def test_several_labels_are_smoothed_as_timm_smooths_them() -> None:
+    from timm.data.mixup import mixup_target
+
+    hot, lam = torch.tensor([[1.0, 0, 1], [0, 0, 1], [0, 0, 0]]), 0.3
+    ours = soft_targets(hot, 3, 0.1)
+    torch.testing.assert_close(ours * lam + ours.flip(0) * (1 - lam), mixup_target(hot, 3, lam, 0.1, multi_label=True))
+    assert torch.equal(soft_targets(hot, 3, 0.0), hot)
+
+
+@pytest.mark.parametrize(
+    ("mixup", "cutmix", "prob"), [(0.8, 1.0, 1.0), (1.0, 1.0, 0.5), (0.2, 0.0, 1.0), (0.0, 1.0, 0.3)]
+)
+def test_shares_of_mixed_batches_lambda_and_boxes_are_timms(mixup: float, cutmix: float, prob: float) -> None:
+    from timm.data.mixup import Mixup
+
+    theirs = Mixup(mixup, cutmix, prob=prob, label_smoothing=0.0, num_classes=2)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    images, labels = torch.stack([torch.zeros(1, 16, 16), torch.ones(1, 16, 16)]), torch.tensor([0, 1])
+    options = {"num_classes": 2, "mixup": mixup, "cutmix": cutmix, "smoothing": 0.0, "prob": prob}
+
+    def drawn(mixed: torch.Tensor, targets: torch.Tensor) -> tuple[str, float]:
+        kind = "none" if torch.equal(mixed, images) else "cutmix" if mixed[0].unique().numel() == 2 else "mixup"
+        assert mixed[0].mean().item() == pytest.approx(targets[0, 1].item(), abs=1e-5)
+        return kind, targets[0, 0].item()
+
+    count = 2500
+    ours = [drawn(*mix(images, labels, **options)) for _ in range(count)]  # type: ignore[arg-type]
+    reference = [drawn(*theirs(images.clone(), labels)) for _ in range(count)]
+    for kind in ("none", "mixup", "cutmix"):
+        mine, other = (np.array([lam for each, lam in draws if each == kind]) for draws in (ours, reference))
+        assert len(mine) / count == pytest.approx(len(other) / count, abs=0.045)
+        if len(other) > 200:
+            assert mine.mean() == pytest.approx(other.mean(), abs=0.05)
+            assert ks_2samp(mine, other).statistic < 0.08, "the distributions of lambda differ"

@@ -43,12 +43,12 @@ def pictures(tmp_path: Path) -> Path:
 
 
 def test_help_names_every_verb_and_every_verb_has_help() -> None:
-    from vitrail.commands import COMMANDS
+    from vitrail.commands import COMMANDS, WITH_RECIPE
 
     said = vitrail("--help")
     assert said == vitrail() == vitrail("-h")
     assert (said.code, said.err) == (0, "")
-    assert set(cli.VERBS) == {"train", *COMMANDS}
+    assert set(cli.VERBS) == {*WITH_RECIPE, *COMMANDS}
     for verb in cli.VERBS:
         assert f"\n  {verb} " in said.out
         assert vitrail(verb, "--help").out.startswith(f"usage: vitrail {verb} ")

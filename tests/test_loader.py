@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import io
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +22,8 @@ from PIL import Image
 
 from vitrail.data.arrays import ArraySplit
 from vitrail.data.augment import eval_transform, train_transform
-from vitrail.data.loader import Batch, Loader, hash_seed
+from vitrail.data.loader import Batch, Loader, WorkerDied, hash_seed
+from vitrail.data.mix import mix
 from vitrail.data.sources import Split, open_source
 from vitrail.errors import UserError
 from vitrail.recipe import Augment
@@ -152,6 +161,147 @@ def test_a_mistake_of_the_user_arrives_as_its_sentence(workers: int) -> None:
     split = ArraySplit(np.zeros((3, 8, 8, 4), np.uint8), [0, 1, 2], "x")
     with pytest.raises(UserError, match=r"^an image has 4 channels and the model takes 1; set in_chans$"):
         list(loader(split, workers=workers).epoch(0))
+
+
+# Copies of an image, and several processes
+
+
+class Counting(ArraySplit):
+    """Remembers which images were read."""
+
+    def read(self, i: int) -> torch.Tensor:
+        self.__dict__.setdefault("seen", []).append(i)
+        return super().read(i)
+
+
+def test_copies_follow_each_other_and_are_augmented_each_in_its_own_way() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+    split = Counting(images, [0] * 30, "x")
+
+    def copies(**changes: object) -> dict[tuple[int, int], torch.Tensor]:
+        seen: Counter[int] = Counter()
+        found = {}
+        for batch in loader(split, repeats=3, **changes).epoch(1):
+            for i, image in zip(batch.index.tolist(), batch.images, strict=True):
+                found[i, seen[i]] = image
+                seen[i] += 1
+        return found
+
+    each = copies(batch_size=30)
+    assert split.seen == list(dict.fromkeys(i for i, _ in each)), "read once for three copies"  # type: ignore[attr-defined]
+    assert Counter(i for i, _ in each) == dict.fromkeys({i for i, _ in each}, 3)
+    for other in (copies(batch_size=4), copies(batch_size=7, workers=2)):
+        assert other.keys() == each.keys()
+        assert all(torch.equal(each[key], other[key]) for key in each)
+    once = {int(i): image for b in loader(split).epoch(1) for i, image in zip(b.index, b.images, strict=True)}
+    assert all(torch.equal(each[i, 0], once[i]) for i, _ in each), "the first copy is the image without copies"
+    alike = sum(torch.equal(each[i, a], each[i, b]) for i, _ in each for a, b in ((0, 1), (0, 2), (1, 2)))
+    assert alike <= 9, "of 90 pairs"
+
+
+def test_a_rare_class_comes_as_often_each_time_augmented_anew() -> None:
+    split = ArraySplit(
+        np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8), [0] * 38 + [1] * 2, "x"
+    )
+    batches = list(loader(split, balanced=True, batch_size=8).epoch(0))
+    assert [int(batch.labels.sum()) for batch in batches] == [4] * 5
+    rare = [image for batch in batches for i, image in zip(batch.index, batch.images, strict=True) if i == 39]
+    assert len(rare) == 10
+    assert len({image.numpy().tobytes() for image in rare}) >= 8
+
+
+@pytest.mark.parametrize("options", [{}, {"repeats": 3}, {"balanced": True}, {"shuffle": False}])
+def test_processes_share_the_batches_that_one_would_read(options: dict) -> None:
+    split = split_of(33)
+    whole = list(loader(split, batch_size=8, **options).epoch(2, start=1))
+    shares = [list(loader(split, batch_size=8, rank=rank, world=3, **options).epoch(2, start=1)) for rank in range(3)]
+    for k, batch in enumerate(whole):
+        together = [pair for share in shares for pair in zip(share[k].index.tolist(), share[k].images, strict=True)]
+        assert Counter((i, image.numpy().tobytes()) for i, image in together) == Counter(
+            (i, image.numpy().tobytes()) for i, image in zip(batch.index.tolist(), batch.images, strict=True)
+        )
+    assert {len(share) for share in shares} == {4}
+    assert [len(share[-1].images) for share in shares] == [1, 0, 0], "33 = 4 x 8 + 1: two shares of the last are empty"
+
+
+@pytest.mark.parametrize("batch_size", [8, 9])
+@pytest.mark.parametrize("alphas", [{"mixup": 0.8, "cutmix": 0.0}, {"mixup": 0.0, "cutmix": 1.0}])
+def test_what_processes_mix_is_what_one_would_mix(batch_size: int, alphas: dict) -> None:
+    def mixed(batch: Batch) -> dict[int, tuple[torch.Tensor, torch.Tensor]]:
+        torch.manual_seed(11)  # as the training loop does before each step
+        images, targets = mix(batch.images, batch.labels, num_classes=3, smoothing=0.1, **alphas)
+        return {int(i): each for i, *each in zip(batch.index, images, targets, strict=True)}  # type: ignore[misc]
+
+    split = split_of(27)
+    whole = list(loader(split, batch_size=batch_size).epoch(0))
+    for rank in range(2):
+        for batch, share in zip(whole, loader(split, batch_size=batch_size, rank=rank, world=2).epoch(0), strict=True):
+            alone = mixed(batch)
+            assert len(share.images)
+            for i, (image, target) in mixed(share).items():
+                assert torch.equal(image, alone[i][0])
+                assert torch.equal(target, alone[i][1])
+
+
+# Loader processes that end
+
+
+def lost(each: Loader, end: Callable[[BaseProcess], None]) -> str:
+    """What an epoch says one of whose processes meets its end by `end` after the first batch."""
+    others, before = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
+    batches = each.epoch(0)
+    next(batches)
+    assert signal.getsignal(signal.SIGCHLD) == before, "torch's handler would raise in any line"
+    (worker, *_) = set(multiprocessing.active_children()) - others
+    end(worker)
+    began = time.monotonic()
+    with pytest.raises(WorkerDied) as error:
+        list(batches)
+    assert time.monotonic() - began < 30
+    assert isinstance(error.value, UserError)
+    return str(error.value).replace(str(worker.pid), "PID")
+
+
+def killed(worker: BaseProcess) -> None:
+    worker.kill()
+    worker.join()
+
+
+def sleepy(image: torch.Tensor) -> torch.Tensor:
+    """1 s a batch of 5: the loader is waited for."""
+    time.sleep(0.2)
+    return image.float()
+
+
+def test_a_killed_worker_is_named_with_what_to_do() -> None:
+    assert lost(loader(split_of(300), workers=2), killed) == (
+        "a loader process (pid PID) was killed by SIGKILL; the system does so when memory runs short; try fewer "
+        "--data.workers than 2 or a smaller --data.batch-size, and go on with --resume"
+    )
+
+
+def test_a_worker_killed_while_it_is_waited_for() -> None:
+    each = loader(split_of(300), transform=sleepy, workers=1)
+    said = lost(each, lambda worker: threading.Timer(0.5, worker.terminate).start())
+    assert said.startswith("a loader process (pid PID) was killed by SIGTERM; try fewer --data.workers than 1")
+
+
+def test_a_worker_that_ends_by_itself_and_an_error_that_is_not_its_end() -> None:
+    def leaving(image: torch.Tensor) -> torch.Tensor:
+        seen.append(image)
+        if len(seen) > 12:  # in the third batch, when the first two have long arrived
+            time.sleep(1)
+            os._exit(3)
+        return image.float()
+
+    def broken(image: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError(f"cannot turn {tuple(image.shape)}")
+
+    seen: list[torch.Tensor] = []
+    said = lost(loader(split_of(300), transform=leaving, workers=1), lambda worker: worker.join(10))
+    assert said.startswith("a loader process (pid PID) ended with exit code 3; try fewer")
+    with pytest.raises(RuntimeError, match=r"^cannot turn \(1, 8, 8\)$"):
+        list(loader(split_of(5), transform=broken).epoch(0))
 
 
 @settings(deadline=None, max_examples=25)

@@ -19,7 +19,8 @@ from torch import nn
 
 from vitrail.comparison import charts, cost
 from vitrail.comparison.checkup import checkup
-from vitrail.comparison.report import wilson, write_report
+from vitrail.comparison.figures import wilson
+from vitrail.comparison.report import write_report
 from vitrail.errors import UserError
 from vitrail.layers.attention import attend
 from vitrail.models import create_model

@@ -1,27 +1,19 @@
-"""Runs that survive: stopped, refused or killed at any moment, they end with the same bits as if nothing had happened.
-
-The killed ones are processes of their own. Each is forked from a server that has torch imported, so that starting one
-takes no seconds; it then does what `vitrail ARGUMENTS` does, up to its exit code. Kills are SIGKILL from outside, which
-no code of the child sees.
-"""
+"""Runs that survive: stopped or killed at any moment, they end with the bits of a run that nothing happened to."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from kills import RESUME, TRAIN, finish, kill, launch, outcome, prove, said, saving, steps, wait_for
 from tiny_runs import bits, distance, stopped, stopping, tiny, weights
 
 from vitrail.data.loader import Batch
@@ -29,14 +21,6 @@ from vitrail.errors import Interrupted, UserError
 from vitrail.recipe import from_json, to_json
 from vitrail.run import build, load
 from vitrail.training import loop
-
-PROCESSES = multiprocessing.get_context("forkserver")
-LIBRARIES = ["torch.utils.tensorboard", "torch._dynamo", "sklearn.datasets", "sklearn.metrics", "pytest"]
-PROCESSES.set_forkserver_preload(["vitrail.verbs", "vitrail.commands", *LIBRARIES])
-SETTINGS = "--data.limit 200 --data.batch-size 64 --augment.mixup 0.2 --drop-path 0.1 --checkpoint-minutes 0"
-TRAIN = ["train", "--out", "run", *SETTINGS.split()]
-RESUME = ["train", "--resume", "run"]
-
 
 # ---------------------------------------------------------------------- in this process
 
@@ -153,73 +137,6 @@ def test_damaged_weights_are_written_anew(plain: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- in processes of their own
 
 
-def vitrail(folder: Path, arguments: list[str]) -> None:
-    """What `vitrail ARGUMENTS` does, called in a process of its own."""
-    import torch
-
-    from vitrail.cli import main
-
-    os.setsid()
-    os.chdir(folder)
-    said = os.open("said.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # this process has inherited forkserver
-    sys.argv = ["vitrail", *arguments]
-    main()
-
-
-def launch(folder: Path, arguments: list[str]) -> BaseProcess:
-    folder.mkdir(exist_ok=True)
-    process = PROCESSES.Process(target=vitrail, args=(folder, arguments))
-    process.start()
-    return process
-
-
-def finish(folder: Path, arguments: list[str]) -> None:
-    """Run to the end; it must be a good one."""
-    process = launch(folder, arguments)
-    process.join(120)
-    assert process.exitcode == 0, (folder / "said.txt").read_text()
-
-
-def wait_for(process: BaseProcess, condition: Callable[[], bool]) -> None:
-    """Until it is so, or the process has ended."""
-    while process.is_alive() and not condition():
-        time.sleep(0.0005)
-
-
-def kill(process: BaseProcess) -> None:
-    process.kill()
-    process.join()
-
-
-def outcome(folder: Path) -> dict[str, Any]:
-    """Everything of a finished run that must not depend on what happened to it on the way."""
-    run = folder / "run"
-    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    return {
-        "weights": (run / "model.safetensors").read_bytes(),
-        "final": (run / "final.json").read_bytes(),
-        "recipe": (run / "recipe.json").read_bytes(),
-        "log": [{key: value for key, value in record.items() if key != "images_per_s"} for record in records],
-        "checkpoints": sorted(os.listdir(run / "checkpoints")),
-        "litter": [path.name for path in run.rglob(".*")],
-    }
-
-
-def saving(folder: Path) -> bool:
-    """Whether a checkpoint is being written just now, or was when its process died."""
-    return any((folder / "run" / "checkpoints").glob(".step-*"))
-
-
-def steps(folder: Path) -> int:
-    """Of the newest checkpoint."""
-    found = sorted((folder / "run" / "checkpoints").glob("step-*"))
-    return int(found[-1].name.removeprefix("step-")) if found else 0
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 12 steps that nothing happened to."""
@@ -232,11 +149,9 @@ def test_a_run_killed_twice_ends_with_the_same_bits(straight: Path, tmp_path: Pa
     process = launch(tmp_path, [*TRAIN, "--schedule.epochs", "4"])
     wait_for(process, lambda: steps(tmp_path) >= 4)
     kill(process)
-    assert process.exitcode == -signal.SIGKILL
     process = launch(tmp_path, RESUME)
     wait_for(process, lambda: steps(tmp_path) >= 8 and saving(tmp_path))
     kill(process)
-    assert process.exitcode == -signal.SIGKILL
     assert not (tmp_path / "run" / "final.json").exists()
     finish(tmp_path, RESUME)
     assert outcome(tmp_path) == outcome(straight)
@@ -261,17 +176,65 @@ def test_a_signal_saves_and_names_the_way_on(
     wait_for(process, lambda: log.exists() and log.stat().st_size > 0)
     assert process.pid
     (os.killpg if whole_group else os.kill)(process.pid, number)
+    asked = time.monotonic()
     process.join(60)
-    said = (tmp_path / "said.txt").read_text()
-    assert process.exitcode == code, said
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith("vitrail: stopped at step ")
-    assert said.splitlines()[-1].endswith("; --resume run goes on")
+    assert time.monotonic() - asked < 10
+    assert process.exitcode == code, said(tmp_path)
+    assert "Traceback" not in said(tmp_path)
+    last = said(tmp_path).splitlines()[-1]
+    assert last.startswith("vitrail: stopped at step ")
+    assert last.endswith("; --resume run goes on")
     assert steps(tmp_path) >= 3
-    assert f"stopped at step {steps(tmp_path)}," in said
+    assert f"stopped at step {steps(tmp_path)}," in last
     finish(tmp_path, RESUME)
     assert outcome(tmp_path)["weights"] == outcome(straight)["weights"]
     assert outcome(tmp_path)["log"] == outcome(straight)["log"]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started and that still run."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="the system has no /proc, which names the children")
+def test_a_dead_loader_process_is_named(straight: Path, tmp_path: Path) -> None:
+    process = launch(tmp_path, [*TRAIN, "--schedule.epochs", "4", "--data.workers", "2"])
+    wait_for(process, lambda: steps(tmp_path) >= 4)
+    assert process.pid
+    dead = children(process.pid)[0]
+    began = time.monotonic()
+    os.kill(dead, signal.SIGKILL)
+    process.join(60)
+    assert time.monotonic() - began < 60
+    assert process.exitcode == 1, said(tmp_path)
+    assert "Traceback" not in said(tmp_path)
+    last = said(tmp_path).splitlines()[-1]
+    assert last.startswith("vitrail: ")
+    assert f"pid {dead}" in last
+    assert "SIGKILL" in last
+    assert "--resume" in last
+    finish(tmp_path, RESUME)
+    assert outcome(tmp_path)["weights"] == outcome(straight)["weights"]
+    assert outcome(tmp_path)["state"] == outcome(straight)["state"]
+
+
+def test_two_processes_do_not_train_one_run(straight: Path, tmp_path: Path) -> None:
+    process = launch(tmp_path, [*TRAIN, "--schedule.epochs", "4"])
+    wait_for(process, lambda: steps(tmp_path) >= 1)
+    process.kill()
+    process.join()
+    first = launch(tmp_path, RESUME)
+    wait_for(first, lambda: (tmp_path / "run" / "lock").exists())
+    second = launch(tmp_path, RESUME)
+    second.join(60)
+    assert second.exitcode == 1, said(tmp_path)
+    first.join(60)
+    assert first.exitcode == 0, said(tmp_path)
+    refused = [line for line in said(tmp_path).splitlines() if line.startswith("vitrail: ")]
+    assert len(refused) == 1
+    assert refused[0].startswith(f"vitrail: run is being trained by process {first.pid} on ")
+    assert outcome(tmp_path) == outcome(straight)
+    assert not (tmp_path / "run" / "lock").exists()
 
 
 @pytest.mark.parametrize(
@@ -286,61 +249,11 @@ def test_a_signal_saves_and_names_the_way_on(
 def test_what_is_wrong_is_the_last_line_and_exit_code_1(tmp_path: Path, arguments: list[str], sentence: str) -> None:
     process = launch(tmp_path, arguments)
     process.join(60)
-    said = (tmp_path / "said.txt").read_text()
-    assert process.exitcode == 1, said
-    assert "Traceback" not in said
-    assert said.splitlines()[-1].startswith(sentence)
+    assert process.exitcode == 1, said(tmp_path)
+    assert "Traceback" not in said(tmp_path)
+    assert said(tmp_path).splitlines()[-1].startswith(sentence)
 
 
 @pytest.mark.slow
-def test_twenty_runs_killed_at_random_moments(tmp_path: Path) -> None:
-    """After any step and a random while more, from the start-up to the final scores; every other one inside a save."""
-    train = [*TRAIN, "--schedule.epochs", "10"]
-    process = launch(tmp_path / "straight", train)
-    wait_for(process, lambda: steps(tmp_path / "straight") > 0)
-    began = time.monotonic()
-    wait_for(process, lambda: steps(tmp_path / "straight") == 30)
-    pace = (time.monotonic() - began) / 29
-    process.join(120)
-    expected = outcome(tmp_path / "straight")
-    draw = random.Random(0)
-    kills = {"before the first checkpoint": 0, "while training": 0, "inside a save": 0, "after the last step": 0}
-    for number in range(20):
-        folder = tmp_path / str(number)
-        process = launch(folder, train)
-        step = {0: 0, 2: 30}.get(number, draw.randint(1, 28))
-        more = draw.uniform(0, pace)
-        wait_for(process, lambda folder=folder, step=step: steps(folder) >= step)  # type: ignore[misc]
-        time.sleep(more)
-        if number % 2:
-            wait_for(process, lambda folder=folder: saving(folder))  # type: ignore[misc]
-        kill(process)
-        assert process.exitcode == -signal.SIGKILL
-        kills["inside a save" if saving(folder) else
-              "before the first checkpoint" if steps(folder) == 0 else
-              "after the last step" if steps(folder) == 30 else
-              "while training"] += 1  # fmt: skip
-        # a run killed before it had a recipe is one that never began
-        finish(folder, RESUME if (folder / "run" / "recipe.json").exists() else train)
-        assert outcome(folder) == expected
-    print(f"{kills}; {1000 * pace:.0f} ms a step, its checkpoint included")
-    assert kills["inside a save"] >= 5
-    assert kills["before the first checkpoint"] >= 1
-    assert kills["after the last step"] >= 1
-
-
-@pytest.mark.slow
-def test_a_run_killed_over_and_over_gets_to_its_end(tmp_path: Path) -> None:
-    train = [*TRAIN, "--schedule.epochs", "10"]
-    finish(tmp_path / "straight", train)
-    folder = tmp_path / "killed"
-    draw = random.Random(1)
-    process = launch(folder, train)
-    for _ in range(8):
-        target = steps(folder) + draw.randint(1, 4)
-        wait_for(process, lambda target=target: steps(folder) >= target)  # type: ignore[misc]
-        time.sleep(draw.uniform(0, 0.05))
-        kill(process)
-        process = launch(folder, RESUME)
-    process.join(120)
-    assert outcome(folder) == outcome(tmp_path / "straight")
+def test_two_hundred_kills_cost_nothing(tmp_path: Path) -> None:
+    print(prove(tmp_path, kills=200, inside=50))

@@ -8,11 +8,14 @@ import os
 import re
 import sys
 
-from vitrail.errors import Interrupted, UserError, did_you_mean
+from vitrail.errors import Interrupted, Lost, UserError, did_you_mean
 
 VERBS = {
     "train": "[DATA]            train a model on images; no DATA: on 1,797 real digits",
+    "lr-find": "[DATA]            a learning rate to train with, and a picture of how it was found",
     "eval": "RUN [DATA]        accuracy, per-class scores and confusion on held-out images",
+    "ensemble": "RUN RUN ...       several models vote on held-out images",
+    "probe": "RUN [DATA]        how good features are: linear probe, few-shot, nearest neighbours",
     "predict": "RUN IMAGE...      classes and probabilities of image files, folders, globs",
     "explain": "RUN IMAGE...      pictures of what the model looks at",
     "export": "RUN OUT           .safetensors, .onnx or .pt2, reloaded and compared",
@@ -21,6 +24,8 @@ VERBS = {
     "recipes": "                  the published ways to train",
     "doctor": "DATA              damaged, odd, duplicate and misnamed images, class counts",
     "show-batch": "DATA              a picture of an augmented batch",
+    "shard": "DATA OUT          images as WebDataset tar shards, few large files",
+    "study": "[NAME]            re-run a published claim; a verdict with intervals (--list: all claims)",
     "copy": "FAMILY FILE       an architecture's file, to change it and train it",
 }
 
@@ -36,7 +41,9 @@ def main() -> None:
     except UserError as error:
         code = _say(str(error), 1)
     except Interrupted as error:
-        code = _say(str(error), 128 + error.signum)
+        code = _say(str(error), 128 + error.signum) if str(error) else 128 + error.signum
+    except Lost:
+        code = 1
     except KeyboardInterrupt:
         code = _say("interrupted", 130)
     except BrokenPipeError:  # as in `vitrail recipes | head -1`: what is still unwritten goes nowhere

@@ -18,6 +18,10 @@ class Interrupted(Exception):
         self.signum = signum
 
 
+class Lost(Exception):
+    """Another process of the run has ended, and has said why: this one has nothing to add, and exits with 1."""
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """The nearest of `names` as the end of a sentence, "; did you mean 'vgg16'?", or nothing."""
 

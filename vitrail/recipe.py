@@ -67,7 +67,7 @@ class Augment:
     rand_augment: int = 0
     """RandAugment operations an image (0: none)."""
     rand_augment_magnitude: int = 9
-    """Strength of RandAugment, 0 to 10 as in timm."""
+    """Strength of RandAugment, 0 to 10 as in timm, up to 20 as in AugReg."""
     rand_augment_std: float = 0.0
     """Deviation of normal noise on that strength, drawn for each operation (timm's mstd; 0.5 in DeiT)."""
     rand_augment_prob: float = 1.0
@@ -78,7 +78,7 @@ class Augment:
     """Brightness, contrast and saturation change by up to this share."""
     erasing: float = 0.0
     """Probability that a rectangle is erased."""
-    erasing_scale: tuple[float, float] = (0.02, 0.33)
+    erasing_scale: tuple[float, float] = (0.02, 1 / 3)
     """Smallest and largest share of the area that is erased."""
     erasing_fill: Literal["noise", "mean"] = "noise"
     """What the rectangle is filled with: unit-normal noise per pixel, or the mean colour."""
@@ -189,7 +189,7 @@ class Recipe:
     """The last layer starts with weights 0 and this bias: 0 to fine-tune as ViT does, -6.9 before bce with 1000
     classes. None: as the model's paper starts it."""
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes."""
+    """Share of the target spread over all classes; over yes and no where an image has several labels."""
     drop_path: float = 0.0
     """Stochastic depth: largest rate, rising linearly with depth."""
     dropout: float = 0.0

@@ -63,10 +63,11 @@ def load(run: str | Path | Run, *, pretrained: bool = False) -> Run:
 
 def build(recipe: Recipe, num_classes: int) -> nn.Module:
     """The model of a resolved recipe, with random weights decided by its seed, or with the weights it starts from."""
-    changes = {"drop_path_rate": recipe.drop_path} if recipe.drop_path else {}
+    rates = {"drop_path_rate": recipe.drop_path, "drop_rate": recipe.dropout}
+    changes = {name: rate for name, rate in rates.items() if rate}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        return create_model(
+        model: Any = create_model(
             recipe.model,
             pretrained=recipe.initial_checkpoint or recipe.pretrained,
             num_classes=num_classes,
@@ -74,6 +75,11 @@ def build(recipe: Recipe, num_classes: int) -> nn.Module:
             img_size=recipe.data.img_size,
             **changes,
         )
+    if recipe.head_bias is not None:
+        for head in model.heads():
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, recipe.head_bias)
+    return model
 
 
 def best_device() -> torch.device:
@@ -112,6 +118,11 @@ def preprocessing(data: Data) -> Callable[[Tensor], Tensor]:
     )
 
 
+def probabilities(recipe: Recipe, logits: Tensor) -> Tensor:
+    """(B, K) -> the same: of one class against the others, or of each class by itself where an image has several."""
+    return logits.sigmoid() if recipe.task == "multilabel" else logits.softmax(dim=-1)
+
+
 def start(folder: Path, recipe: Recipe, classes: list[str]) -> None:
     """Make the run folder, with its recipe and classes. Raises UserError where it is taken or cannot be made."""
     if (folder / "recipe.json").exists():
@@ -140,16 +151,12 @@ def read_recipe(folder: Path) -> tuple[Recipe, list[str]]:
         raise UserError(f"{folder} is not a whole run folder: {error}") from error
 
 
-def weights_to_share(state: dict[str, Tensor], ema: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """What is evaluated and saved: the moving average where there is one, else the weights themselves."""
-    if ema is None:
-        return state
-    return {key.removeprefix("module."): value for key, value in ema.items() if key != "n_averaged"}
-
-
 def _load_folder(folder: Path) -> Run:
     recipe, classes = read_recipe(folder)
     file = folder / "model.safetensors"
+    model = create_model(
+        recipe.model, num_classes=len(classes), in_chans=recipe.data.in_chans, img_size=recipe.data.img_size
+    )
     if file.exists():
         try:
             state, weights = load_file(file), f"trained in {folder}"
@@ -158,19 +165,37 @@ def _load_folder(folder: Path) -> Run:
                 f"{file} is damaged ({error}); delete it, and `vitrail train --resume {folder}` writes it anew"
             ) from error
     else:
-        saved = checkpoint.load(folder / "checkpoints")
-        if saved is None:
+        last = checkpoint.newest(folder / "checkpoints")
+        if last is None:
             raise UserError(f"{folder} has no weights yet; continue it with `vitrail train --resume {folder}`")
-        state, weights = weights_to_share(saved["model"], saved["ema"]), f"step {saved['step']} of {folder}, unfinished"
-    model = create_model(
-        recipe.model, num_classes=len(classes), in_chans=recipe.data.in_chans, img_size=recipe.data.img_size
-    )
+        saved = checkpoint.read(last)
+        state, weights = _unfinished(last, saved, recipe, model), f"step {saved['step']} of {folder}, unfinished"
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]  # torch lists every key on a line of its own
         raise UserError(f"the weights in {folder} are not those of {recipe.model}: {reason}") from error
     return Run(model.eval(), recipe, classes, weights, folder)
+
+
+def own_weights(state: Mapping[str, Tensor], recipe: Recipe) -> dict[str, Tensor]:
+    """Of the state of what a recipe trains: the model's part. Masked patch prediction trains more than the model."""
+    within = _within(recipe)
+    return {name.removeprefix(within): value for name, value in state.items() if name.startswith(within)}
+
+
+def _within(recipe: Recipe) -> str:
+    return "model." if recipe.task == "masked_patches" else ""
+
+
+def _unfinished(last: Path, saved: Mapping[str, Any], recipe: Recipe, model: nn.Module) -> dict[str, Tensor]:
+    """What would be scored and saved, from a checkpoint: the moving average where there is one."""
+    part = "ema" if recipe.ema else "model"
+    if part in saved:
+        return own_weights({name: value for name, value in saved[part].items() if name != "count"}, recipe)
+    tensors = {f"{part}.{_within(recipe)}{name}": value for name, value in model.state_dict().items()}
+    checkpoint.read_tensors(last, tensors)  # into the model's own
+    return dict(model.state_dict())
 
 
 def _load_name(name: str, pretrained: bool) -> Run:

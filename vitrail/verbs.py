@@ -8,7 +8,9 @@ from pathlib import Path
 from vitrail.comparison.report import write_report
 from vitrail.errors import UserError
 from vitrail.recipe import Recipe
+from vitrail.run import read_recipe
 from vitrail.training import loop
+from vitrail.training.distributed import is_main, process_group, told
 
 
 def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume: str | Path | None = None) -> Path:
@@ -19,17 +21,19 @@ def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume
     """
     if (recipe is None) == (resume is None):
         raise UserError("give either a recipe to start with or a run to resume")
-    if resume is not None:
-        folder = loop.resume(Path(resume))
-    else:
-        assert recipe is not None
-        folder = loop.fit(recipe, Path(out) if out else _fresh(recipe))
-    write_report(folder)
+    chosen = recipe or read_recipe(Path(str(resume)))[0]
+    with process_group(chosen.sharded):
+        if resume is not None:
+            folder = loop.resume(Path(resume))
+        else:
+            folder = loop.fit(chosen, Path(out) if out else told(fresh_folder(chosen)))
+        if is_main():
+            write_report(folder)
     return folder
 
 
-def _fresh(recipe: Recipe) -> Path:
-    """A run folder that does not exist yet."""
+def fresh_folder(recipe: Recipe) -> Path:
+    """A run folder that does not exist yet, named for the data and the model."""
     data = re.sub(r"[^\w.-]+", "-", Path(recipe.data.source.removeprefix("hf:")).stem).strip("-.") or "data"
     model = recipe.model.rpartition(":")[2]
     number = 1

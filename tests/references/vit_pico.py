@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +12,10 @@ from references import Reference, from_timm
 
 def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     """Every size as ours."""
+    return from_timm(model, "vit_tiny_patch16_224", dynamic_img_size=True, **sizes(model))
+
+
+def sizes(model: nn.Module) -> dict[str, Any]:
+    """The arguments of timm's ViT, as ours has them."""
     config = dataclasses.asdict(model.config)
-    sizes = {key: config[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}
-    return from_timm(model, "vit_tiny_patch16_224", dynamic_img_size=True, **sizes)
+    return {key: config[key] for key in ("img_size", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio")}

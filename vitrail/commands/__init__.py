@@ -6,19 +6,22 @@ from collections.abc import Callable
 
 import tyro
 
-from vitrail.commands import catalogue, images, training, using
+from vitrail.commands import catalogue, images, probing, studying, training, using
 
 
 def run_command(verb: str, arguments: list[str]) -> None:
     """Do what the arguments of `vitrail VERB` say. tyro answers --help and wrong flags, naming the nearest (exit 2)."""
-    if verb == "train":
-        training.train(arguments)
+    if verb in WITH_RECIPE:
+        WITH_RECIPE[verb](arguments)
     else:
         tyro.cli(COMMANDS[verb], prog=f"vitrail {verb}", args=arguments)
 
 
+WITH_RECIPE: dict[str, Callable[[list[str]], None]] = {"train": training.train, "lr-find": training.lr_find}
 COMMANDS: dict[str, Callable[..., None]] = {
     "eval": using.evaluate,
+    "ensemble": probing.ensemble,
+    "probe": probing.probe,
     "predict": using.predict,
     "explain": using.explain,
     "export": using.export,
@@ -27,5 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "recipes": catalogue.list_recipes,
     "doctor": images.doctor,
     "show-batch": images.show_batch,
+    "shard": images.shard,
     "copy": catalogue.copy,
+    "study": studying.study,
 }

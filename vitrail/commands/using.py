@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from rich.table import Table
 from tyro.conf import Positional, arg
@@ -44,15 +44,37 @@ def evaluate(
     if as_json:
         print_json(result)
         return
-    table = Table("class", "precision", "recall", "F1", "images")
-    for row in result["per_class"]:
-        table.add_row(row["class"], *(f"{row[key]:.3f}" for key in ("precision", "recall", "f1")), str(row["n"]))
-    console().print(table)
+    if "per_class" in result:
+        _print_classes(result["per_class"])
     print_damaged(result["damaged"])
-    print(
-        f"{result['top1']:.2%} of {result['n']:,} {result['split']} images of {result['data']} right "
-        f"(top 5: {result['top5']:.2%}, loss {result['loss']:.4f}; {result['weights']})"
-    )
+    print(_outcome(result))
+
+
+def _print_classes(rows: list[dict[str, Any]]) -> None:
+    heads = {"average_precision": "average precision", "precision": "precision", "recall": "recall", "f1": "F1"}
+    keys = [key for key in heads if key in rows[0]]
+    table = Table("class", *(heads[key] for key in keys), "images")
+    for row in rows:
+        cells = ["none" if row[key] is None else f"{row[key]:.3f}" for key in keys]
+        table.add_row(row["class"], *cells, str(row["n"]))
+    console().print(table)
+
+
+def _outcome(result: dict[str, Any]) -> str:
+    """What a score comes to, in a sentence."""
+    metric, images = result["metric"], f"{result['n']:,} {result['split']} images of {result['data']}"
+    rest = f"loss {result['loss']:.4f}; {result['weights']}"
+    if metric == "top1":
+        balanced, error = result["balanced_accuracy"], result["calibration_error"]
+        also = f"top 5: {result['top5']:.2%}, balanced: {balanced:.2%}, calibration error {error:.3f}"
+        return f"{result['top1']:.2%} of {images} right ({also}, {rest})"
+    if metric == "map":
+        also = f"F1 at 0.5: {result['macro_f1']:.3f} over classes, {result['micro_f1']:.3f} over labels"
+        return f"mean average precision {result['map']:.2%} on {images} ({also}, {rest})"
+    patches = f"{result['patches']:,} corrupted patches of {images}"
+    if metric == "patch_accuracy":
+        return f"{result['patch_accuracy']:.2%} of {patches} right (commonest colour: {result['baseline']:.2%}, {rest})"
+    return f"{result['patch_r2']:.2%} of the variance of {patches} explained ({rest})"
 
 
 def predict(

@@ -7,7 +7,6 @@ cannot have (photographs that were moved, a run that was cut off) is said on the
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import statistics
 import time
@@ -23,14 +22,16 @@ from vitrail.checkpoint import write_file
 from vitrail.comparison import cost
 from vitrail.comparison.charts import Curve, confusion_matrix, line_chart
 from vitrail.comparison.checkup import checkup
+from vitrail.comparison.figures import BINARY, figures, metric_of
 from vitrail.comparison.page import bar, bullets, cards, definitions, gallery, note, page, section, table
 from vitrail.data.doctor import doctor
 from vitrail.data.sources import Source
 from vitrail.errors import UserError
 from vitrail.interpretability import draw
 from vitrail.interpretability.explain import Explanation, look
-from vitrail.recipe import Augment
+from vitrail.recipe import Augment, Recipe
 from vitrail.run import Run, best_device, load, open_data
+from vitrail.training.progress import METRICS
 
 LARGEST_MATRIX = 30  # classes that still make a readable picture
 LARGEST_CHECK = 5000  # images that doctor reads within the time a report may take
@@ -65,13 +66,6 @@ def write_report(folder: str | Path) -> Path:
     return path
 
 
-def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval (95 % by default) of a share measured on `n` images."""
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
 def _read(folder: Path) -> Story:
     run = load(folder)
     run.model.to(best_device())
@@ -103,17 +97,9 @@ def _headline(story: Story) -> str:
         facts.append(f"{len(split):,} images to {escape({'train': 'train on'}.get(name, name))}")
     head = f'<p class="eyebrow">training report</p><h1>{escape(story.run.recipe.model)}</h1>'
     head += f'<p class="lead">{" · ".join(facts)}</p>'
-    if "top1" not in final:
+    if not final:
         return f"<header>{head}{note('This run has no final scores: it was not finished.')}</header>"
-    n, top1, classes = final["n"], final["top1"], len(final["classes"])
-    low, high = wilson(top1, n)
-    entries = [
-        (f"{top1:.2%}", f"{final['split']} accuracy", f"95% interval {low:.1%} to {high:.1%}"),
-        (f"{round(top1 * n):,} of {n:,}", "images named rightly", f"guessing: {n / classes:,.0f}"),
-        (f"{final['top5']:.2%}", "right class among the first five", ""),
-        (f"{final['loss']:.3f}", "cross-entropy", f"guessing: {math.log(classes):.2f}"),
-    ]
-    return f"<header>{head}{cards([entry for entry in entries if classes > 5 or 'five' not in entry[1]])}</header>"
+    return f"<header>{head}{cards(figures(final, story.run.recipe))}</header>"
 
 
 def _recipe(story: Story) -> str:
@@ -121,6 +107,7 @@ def _recipe(story: Story) -> str:
     optim, schedule = recipe.optim, recipe.schedule
     average = f"moving average of weights {recipe.ema:g}" if recipe.ema else "no moving average of weights"
     rows = {
+        "Task": _task(recipe),
         "Started from": recipe.initial_checkpoint or ("official weights" if recipe.pretrained else "random weights"),
         "Length": f"{schedule.epochs} epochs, the first {schedule.warmup_epochs:g} warm-up, then cosine decay",
         "Optimiser": f"{optim.name}, peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}",
@@ -138,11 +125,15 @@ def _curves(story: Story) -> str:
 
     held = story.log[-1].get("split", "val") if story.log else "val"
     trained, scored = "var(--second)", "var(--accent)"
-    shares = [Curve("train", trained, points("train_top1", 100)), Curve(held, scored, points("val_top1", 100))]
+    metric = next((line["metric"] for line in story.log if "metric" in line), "top1")
+    shares = [
+        Curve("train", trained, points(f"train_{metric}", 100)),
+        Curve(held, scored, points(f"val_{metric}", 100)),
+    ]
     losses = [Curve("train", trained, points("train_loss")), Curve(held, scored, points("val_loss"))]
     rates = [Curve("end of epoch", "var(--third)", points("lr"))]
     charts = [
-        line_chart("Accuracy", shares, percent=True),
+        line_chart(METRICS[metric].capitalize(), shares, percent=True),
         line_chart("Loss", losses),
         line_chart("Learning rate", rates),
     ]
@@ -179,44 +170,61 @@ def _classes(story: Story) -> str:
     lines = story.final.get("per_class")
     if not lines:
         return ""
+    heads = {"average_precision": "average precision", "precision": "precision", "recall": "recall", "f1": "F1"}
+    keys = [key for key in heads if key in lines[0]]
+    last = "average_precision" if "average_precision" in keys else "f1"
+    known = sorted((line for line in lines if line[last] is not None), key=lambda line: line[last])
     rows = [
-        [escape(line["class"]), f"{line['n']:,}", bar(line["precision"]), bar(line["recall"]), bar(line["f1"])]
-        for line in sorted(lines, key=lambda line: line["f1"])
+        [escape(line["class"]), f"{line['n']:,}", *("none" if line[key] is None else bar(line[key]) for key in keys)]
+        for line in known + [line for line in lines if line[last] is None]
     ]
-    scores = table(["class, worst first", "images", "precision", "recall", "F1"], rows)
+    scores = table(["class, worst first", "images", *(heads[key] for key in keys)], rows)
     if len(rows) > LARGEST_MATRIX:
         scores = f"<details><summary>all {len(rows)} classes</summary>{scores}</details>"
     words = (
         "Precision: of the images called so, the share that is. Recall: of the images that are, the share called so."
     )
-    return section("Class by class", scores + note(f"{words} F1: their harmonic mean."))
+    words += " F1: their harmonic mean."
+    if "average_precision" in keys:
+        words += " All three for a yes from probability 0.5 on. Average precision: over all thresholds."
+    if story.final.get("auroc") is not None:
+        words += (
+            f" All classes counting alike, accuracy is {story.final['balanced_accuracy']:.2%} and the area under the "
+            f"ROC curve {story.final['auroc']:.3f}. Expected calibration error: {story.final['calibration_error']:.3f}."
+        )
+    return section("Class by class", scores + note(words))
 
 
 def _wrong(story: Story) -> str:
-    title, mistakes = "Most confident mistakes", story.final.get("mistakes")
+    mistakes, several = story.final.get("mistakes"), metric_of(story.final) == "map"
+    title = "Mistakes with the highest loss" if several else "Most confident mistakes"
     if mistakes is None:
         return ""
     if not mistakes:
         return section(title, "<p>There are none: every image was named rightly.</p>")
     if story.source is None:
-        lines = [f"{m['file']}: {m['true']}, called {m['predicted']} ({m['probability']:.1%})" for m in mistakes]
+        lines = [f"{m['file']}: {_listed(m['true'])}, called {_listed(m['predicted'])}{_sure(m)}" for m in mistakes]
         return section(title, bullets(lines) + note(story.gone))
-    found = list(_looked(story, [(m["index"], m["true"]) for m in mistakes[:WRONG_SHOWN]]))
+    found = list(_looked(story, [(m["index"], m) for m in mistakes[:WRONG_SHOWN]]))
     if not found:
         return section(title, note("None of these images can be read any more."))
     words = f"Beside each image, where the model looked ({found[0][0].method}), scaled to each map's own range."
-    return section(title, _gallery(found) + note(words))
+    return section(title, _gallery([(one, _wrongly(m)) for one, m in found]) + note(words))
 
 
 def _right(story: Story) -> str:
-    if story.source is None or "split" not in story.final:
+    if story.source is None or not story.final or metric_of(story.final) != "top1":
         return ""
     labels = story.source.splits[story.final["split"]].labels
     step = max(1, len(labels) // (2 * RIGHT_SHOWN))
     tried = [
         (i, story.source.classes[label]) for i, label in enumerate(labels) if i % step == 0 and isinstance(label, int)
     ]
-    found = [(one, true) for one, true in _looked(story, tried) if one.predicted == true]
+    found = [
+        (one, f'<span class="right">{escape(one.predicted)} {one.probability:.1%}</span>')
+        for one, true in _looked(story, tried)
+        if one.predicted == true
+    ]
     return section("Some it gets right", _gallery(found[:RIGHT_SHOWN])) if found else ""
 
 
@@ -271,6 +279,9 @@ def _next(story: Story) -> str:
     }
     if story.final:
         del commands[f"vitrail train --resume {run}"]
+    if story.run.recipe.task == "masked_patches":
+        start = f"--model {story.run.recipe.model} --initial-checkpoint {run}/model.safetensors"
+        commands = {f"vitrail train DATA {start}": "learn classes from here", f"vitrail eval {run} DATA": "score it"}
     width = max(map(len, commands))
     lines = "\n".join(f"{escape(command):<{width}}   <i># {escape(why)}</i>" for command, why in commands.items())
     return section("How to go on", f"<pre>{lines}</pre>")
@@ -279,29 +290,52 @@ def _next(story: Story) -> str:
 # ------------------------------------------------------------------ parts of sections
 
 
-def _looked(story: Story, wanted: Sequence[tuple[int, str]]) -> Iterator[tuple[Explanation, str]]:
-    """Each image (index in the scored split, true class) explained; those that cannot be read any more are left out."""
+def _looked(story: Story, wanted: Sequence[tuple[int, Any]]) -> Iterator[tuple[Explanation, Any]]:
+    """Each image (index in the scored split, what is known of it) explained, but for those that cannot be read now."""
     assert story.source is not None
     split = story.source.splits[story.final["split"]]
-    for index, true in wanted:
+    for index, known in wanted:
         try:
             pixels = split.read(index)
         except (UserError, OSError):
             continue
-        yield look(story.run, pixels, split.name(index)), true
+        yield look(story.run, pixels, split.name(index)), known
 
 
 def _gallery(found: Sequence[tuple[Explanation, str]]) -> str:
+    """Images and where the model looked, each with its verdict (HTML)."""
     figures = []
-    for one, true in found:
+    for one, verdict in found:
         picture, heat = draw.legible(one.image, one.map)
-        said = f"{escape(one.predicted)} {one.probability:.1%}"
-        verdict = f'<span class="right">{said}</span>'
-        if one.predicted != true:
-            verdict = f'called <span class="wrong">{said}</span>, is <b>{escape(true)}</b>'
         pictures = [draw.thumbnail(picture), draw.thumbnail(draw.overlay(picture, heat))]
         figures.append((pictures, f"{verdict}<br><small>{escape(one.file)}</small>"))
     return gallery(figures)
+
+
+def _wrongly(mistake: dict[str, Any]) -> str:
+    called = f'<span class="wrong">{escape(_listed(mistake["predicted"]))}</span>{_sure(mistake)}'
+    return f"called {called}, is <b>{escape(_listed(mistake['true']))}</b>"
+
+
+def _listed(classes: str | list[str]) -> str:
+    """The class of an image, or its classes."""
+    return classes if isinstance(classes, str) else ", ".join(classes) or "nothing"
+
+
+def _sure(mistake: dict[str, Any]) -> str:
+    return f" ({mistake['probability']:.1%})" if "probability" in mistake else ""
+
+
+def _task(recipe: Recipe) -> str:
+    if recipe.task == "masked_patches":
+        return f"predict the {recipe.masked.target} of {recipe.masked.share:.0%} of the patches, which are corrupted"
+    several = recipe.task == "multilabel"
+    loss = BINARY if several or recipe.loss == "bce" else "cross-entropy"
+    words = f"{'several labels' if several else 'one class'} an image, {loss}"
+    words += f", class weights {recipe.class_weights}" if recipe.class_weights != "none" else ""
+    distill = recipe.distill
+    taught = f", {distill.alpha:.0%} of it from the teacher {distill.teacher} ({distill.kind})"
+    return words + (taught if distill.teacher else "")
 
 
 def _augmentation(augment: Augment) -> str:

@@ -7,11 +7,11 @@ in it, so that whoever seeds them decides the augmentation. Training, in order:
                   pixels, black beyond the border; none: as in scoring
     rotate        by up to so many degrees, black corners; with a padded crop both are one resampling
     flip          left to right
-    RandAugment   torchvision's 14 operations with strengths in 11 bins, so that 0..10 is timm's scale; timm's
-                  noise on the strength (mstd) and its coin before every operation are not part of it
+    policy        RandAugment or AutoAugment, see policies.py
     color jitter  brightness, contrast, saturation
     normalise     (x / 255 - mean) / std
-    erase         one rectangle of 2 % to 33 % of the area, aspect 0.3 to 3.3, filled with unit-normal noise per pixel
+    erase         one rectangle of a random share of the area, aspect 0.3 to 3.3, filled with unit-normal noise per
+                  pixel or with 0, which is the mean colour by now
 
 Scoring resizes the short side to floor(img_size / crop_pct), as timm does, and takes the centre; an image that
 already has img_size x img_size is left as it is. Of a picture more than 4 times as long as wide only the central 4:1
@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
+from vitrail.data.policies import STRONGEST, RandAugment, auto_augment
 from vitrail.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -55,9 +56,19 @@ class Augmentation(Protocol):
     @property
     def rand_augment_magnitude(self) -> int: ...
     @property
+    def rand_augment_std(self) -> float: ...
+    @property
+    def rand_augment_prob(self) -> float: ...
+    @property
+    def auto_augment(self) -> Literal["none", "imagenet", "cifar10", "svhn"]: ...
+    @property
     def color_jitter(self) -> float: ...
     @property
     def erasing(self) -> float: ...
+    @property
+    def erasing_scale(self) -> tuple[float, float]: ...
+    @property
+    def erasing_fill(self) -> Literal["noise", "mean"]: ...
 
 
 def train_transform(
@@ -74,6 +85,7 @@ def train_transform(
     `crop_pct` counts only where `augment.crop` is "none". Raises UserError for values that make no sense.
     """
     _check(augment)
+    _check_policies(augment, len(mean))
     mode = v2.InterpolationMode(interpolation)
     turn_mode = v2.InterpolationMode.NEAREST if interpolation == "nearest" else v2.InterpolationMode.BILINEAR
     steps: list[Transform] = [_Channels(len(mean))]
@@ -89,14 +101,16 @@ def train_transform(
     if augment.flip:
         steps.append(_Flip(augment.flip))
     if augment.rand_augment:
-        magnitude = augment.rand_augment_magnitude
-        steps.append(v2.RandAugment(augment.rand_augment, magnitude, num_magnitude_bins=11, interpolation=turn_mode))
+        strength = augment.rand_augment_magnitude, augment.rand_augment_std
+        steps.append(RandAugment(augment.rand_augment, *strength, augment.rand_augment_prob, turn_mode))
+    if augment.auto_augment != "none":
+        steps.append(auto_augment(augment.auto_augment, turn_mode))
     if augment.color_jitter:
         steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
     steps.append(_Normalise(mean, std))
     if augment.erasing:
-        area, aspect = (0.02, 1 / 3), (0.3, 3.3)
-        steps.append(v2.RandomErasing(augment.erasing, area, aspect, value="random", inplace=True))
+        fill: str | float = "random" if augment.erasing_fill == "noise" else 0.0
+        steps.append(v2.RandomErasing(augment.erasing, augment.erasing_scale, (0.3, 3.3), value=fill, inplace=True))
     return _InTurn(steps)
 
 
@@ -120,17 +134,34 @@ def adapt_channels(image: Tensor, channels: int) -> Tensor:
 
 
 def _check(augment: Augmentation) -> None:
-    for name in ("flip", "erasing"):
+    for name in ("flip", "erasing", "rand_augment_prob"):
         if not 0 <= getattr(augment, name) <= 1:
             raise UserError(f"augment.{name} is {getattr(augment, name)}; a probability lies between 0 and 1")
-    smallest, largest = augment.crop_scale
-    if not 0 < smallest <= largest <= 1:
-        raise UserError(f"augment.crop_scale is {augment.crop_scale}; it must be two rising shares between 0 and 1")
-    if not 0 <= augment.rand_augment_magnitude <= 10:
-        raise UserError(f"augment.rand_augment_magnitude is {augment.rand_augment_magnitude}; it goes from 0 to 10")
-    for name in ("crop_padding", "rotate", "rand_augment", "color_jitter"):
-        if getattr(augment, name) < 0:
+    for name in ("crop_scale", "erasing_scale"):
+        smallest, largest = getattr(augment, name)
+        if not 0 < smallest <= largest <= 1:
+            raise UserError(f"augment.{name} is {smallest, largest}; it must be two rising shares between 0 and 1")
+    for name in ("crop_padding", "rotate", "rand_augment", "rand_augment_std", "color_jitter"):
+        if not getattr(augment, name) >= 0:
             raise UserError(f"augment.{name} is {getattr(augment, name)}; it must not be negative")
+    if not 0 <= augment.rand_augment_magnitude <= STRONGEST:
+        raise UserError(
+            f"augment.rand_augment_magnitude is {augment.rand_augment_magnitude}; it goes from 0 to {STRONGEST}"
+        )
+
+
+def _check_policies(augment: Augmentation, channels: int) -> None:
+    colours = augment.rand_augment or augment.auto_augment != "none" or augment.color_jitter
+    if colours and channels not in (1, 3):
+        raise UserError(
+            f"augment.rand_augment, auto_augment and color_jitter change the colours of grey or RGB images, and these "
+            f"have {channels} channels; turn them off"
+        )
+    if augment.rand_augment and augment.auto_augment != "none":
+        raise UserError(
+            f"augment.rand_augment is {augment.rand_augment} and augment.auto_augment {augment.auto_augment}; "
+            f"set rand_augment to 0 or auto_augment to none"
+        )
 
 
 # Each step is a class with values, not a closure, so that a transform can be sent to a worker process. Where v2's own

@@ -1,18 +1,26 @@
 """Images of a split -> batches, the same whatever the number of workers and wherever a run resumes.
 
-The order of images is a pure function of (seed, epoch), the augmentation of an image one of (seed, epoch, index):
-torch's random numbers are seeded anew for every image with a hash of the three (splitmix64, of which torch's CPU
-generator uses 32 bits) and put back afterwards. So batch k of an epoch can be had without the k before it, and nobody's
-random numbers change by loading. Workers are told (epoch, index) and hold no state.
+The order of images is a pure function of (seed, epoch), see order.py; the augmentation of an image one of (seed, epoch,
+index, copy): torch's random numbers are seeded anew for every image with a hash of these (splitmix64, of which torch's
+CPU generator uses 32 bits) and put back afterwards. So batch k of an epoch can be had without the k before it, and
+nobody's random numbers change by loading. Workers are told (epoch, index, copy) and hold no state.
 
 A damaged image is named in its batch and left out; the batch is then smaller, at worst empty.
+
+A worker that dies ends the epoch with a WorkerDied, at the next batch that is asked for and nowhere else. A worker that
+hangs is waited for: nothing tells it from a slow disk or a network that comes back, and torch's `timeout` would end
+the runs that only have to wait.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -20,11 +28,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vitrail.data.augment import Transform
+from vitrail.data.order import Key, Order, Plan, hash_seed
 from vitrail.data.read import ImageError
 from vitrail.data.sources import Split
 from vitrail.errors import UserError
 
-Key = tuple[int, int]  # (epoch, index)
+_SIGNALS = {
+    "SIGKILL": "; the system does so when memory runs short",
+    "SIGBUS": "; so it ends when the shared memory /dev/shm is full",
+}
 
 
 @dataclass
@@ -46,10 +58,17 @@ class Batch:
         return replace(self, **pinned)
 
 
+class WorkerDied(UserError, RuntimeError):
+    """A loader process has ended, killed as a rule. A RuntimeError too, which is what torch makes of it."""
+
+
 class Loader:
     """Batches of `split` through `transform`. One epoch at a time; `workers` processes live as long as the loader.
 
-    `shuffle=False` gives the images in the order of the split. `drop_last` leaves out a last batch that is not full.
+    `batch_size` images make a batch, of all `world` processes of a run together; this one, number `rank`, reads and
+    gives its share of each, which may be empty. `shuffle=False` gives the images in the order of the split;
+    `repeats` and `balanced` decide which are drawn where it shuffles (order.py). `drop_last` leaves out a last batch
+    that is not full. Raises UserError for numbers that make no sense and for `balanced` with several labels an image.
     """
 
     def __init__(
@@ -63,10 +82,16 @@ class Loader:
         workers: int,
         num_classes: int,
         drop_last: bool = False,
+        repeats: int = 1,
+        balanced: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise UserError(f"batch_size is {batch_size} and workers {workers}; they must be at least 1 and 0")
-        self._plan = _Plan(len(split), batch_size, seed, shuffle, drop_last)
+        order = Order(split.labels, seed=seed, shuffle=shuffle, repeats=repeats, balanced=balanced)
+        self._plan = Plan(order, batch_size, drop_last=drop_last, rank=rank, world=world)
+        self._workers: list[BaseProcess] = []
         self._batches: DataLoader[Any] = DataLoader(
             _Images(split, transform, seed, num_classes),  # type: ignore[arg-type]  # gives batches, not images
             batch_sampler=self._plan,
@@ -82,9 +107,22 @@ class Loader:
         return len(self._plan)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch from number `start` on: exactly those that a whole epoch would give there."""
+        """The batches of an epoch from number `start` on: exactly those that a whole epoch would give there.
+
+        Raises WorkerDied where a loader process has ended: at most some seconds after its batch is waited for.
+        """
         self._plan.epoch, self._plan.start = epoch, start
-        for batch in self._batches:
+        batches: Iterator[Any] | None = None
+        while True:
+            self._refuse_dead()
+            try:
+                batches = batches or self._begin()
+                batch = next(batches, None)
+            except (RuntimeError, OSError, EOFError) as error:  # what torch, or a pipe to a dead process, raises
+                self._refuse_dead(error)
+                raise
+            if batch is None:
+                return
             if isinstance(batch, UserError):
                 try:
                     raise batch
@@ -92,29 +130,31 @@ class Loader:
                     del batch  # else error, traceback and this frame hold each other, and the workers end 5 s late
             yield batch
 
+    def _begin(self) -> Iterator[Any]:
+        """An epoch of the DataLoader; the first one starts the workers."""
+        before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        batches = iter(self._batches)
+        self._workers = self._workers or [each for each in multiprocessing.active_children() if each not in others]
+        # torch answers SIGCHLD by raising, in whatever line this process is at (it may be writing a checkpoint); a dead
+        # worker is found without it, here and by the DataLoader, which looks every 5 s while it waits
+        ours = threading.current_thread() is threading.main_thread()
+        if ours and signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        return batches
 
-class _Plan:
-    """Which images make which batch of the epoch that is set."""
-
-    def __init__(self, images: int, batch_size: int, seed: int, shuffle: bool, drop_last: bool) -> None:
-        self.images, self.batch_size, self.seed, self.shuffle = images, batch_size, seed, shuffle
-        self.batches = images // batch_size if drop_last else -(-images // batch_size)
-        self.epoch = self.start = 0
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        order = self._order()
-        for k in range(self.start, self.batches):
-            chosen = order[k * self.batch_size : (k + 1) * self.batch_size]
-            yield [(self.epoch, index) for index in chosen]
-
-    def _order(self) -> list[int]:
-        if not self.shuffle:
-            return list(range(self.images))
-        generator = torch.Generator().manual_seed(hash_seed(self.seed, self.epoch))
-        return torch.randperm(self.images, generator=generator).tolist()
+    def _refuse_dead(self, error: Exception | None = None) -> None:
+        """Raises WorkerDied where a worker has ended: they live as long as the loader."""
+        if error is not None and self._workers:  # a pipe breaks a moment before its process has ended
+            connection.wait([each.sentinel for each in self._workers], timeout=1)
+        dead = [each for each in self._workers if each.exitcode is not None]
+        if dead:
+            code = dead[0].exitcode or 0
+            name = signal.Signals(-code).name if code < 0 else ""
+            how = f"was killed by {name}{_SIGNALS.get(name, '')}" if name else f"ended with exit code {code}"
+            raise WorkerDied(
+                f"a loader process (pid {dead[0].pid}) {how}; try fewer --data.workers than "
+                f"{self._batches.num_workers} or a smaller --data.batch-size, and go on with --resume"
+            ) from error
 
 
 class _Images:
@@ -133,15 +173,18 @@ class _Images:
         images: list[Tensor] = []
         index: list[int] = []
         damaged: list[str] = []
+        image, held = torch.empty(0), -1
         with torch.random.fork_rng(devices=[]):
-            for epoch, i in keys:
+            for epoch, i, copy in keys:
                 try:
-                    image = self.split.read(i)
+                    if i != held:  # copies follow each other: one reading does for them
+                        image, held = self.split.read(i), i
                 except (ImageError, OSError):
                     damaged.append(self.split.name(i))
                     continue
+                parts = (epoch, i, copy) if copy else (epoch, i)  # the first copy is what an image without copies is
                 # not torch.manual_seed, which seeds the GPUs too
-                torch.default_generator.manual_seed(hash_seed(self.seed, epoch, i))
+                torch.default_generator.manual_seed(hash_seed(self.seed, *parts))
                 images.append(self.transform(image))
                 index.append(i)
         stacked = torch.stack(images) if images else torch.empty(0)
@@ -155,17 +198,6 @@ class _Images:
         for row, several in zip(hot, labels, strict=True):
             row[several] = 1
         return hot
-
-
-def hash_seed(*parts: int) -> int:
-    """A well-mixed 64-bit seed from whole numbers: splitmix64 over them in turn (Steele et al., OOPSLA 2014)."""
-    mixed, mask = 0, 2**64 - 1
-    for part in parts:
-        mixed = (mixed + part + 0x9E3779B97F4A7C15) & mask
-        mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & mask
-        mixed ^= mixed >> 31
-    return mixed
 
 
 def start_worker(number: int) -> None:  # noqa: ARG001  (the DataLoader passes it)

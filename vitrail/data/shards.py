@@ -2,10 +2,14 @@
 
 The members are indexed once, by offset and size, when the source is opened; after that every image is reached with
 one seek and one read. Random access instead of streaming is what makes the sample order a pure function of the seed,
-shuffling exact and resuming free; it asks for uncompressed shards on a disc that seeks. Members that share a path up
-to the first dot of the file name are one sample: an image, and its label as `.cls` (a whole number) or in `.json`
-under "label" (a number or a name; "name" gives the name of a number). Shards whose file names begin with a split's
-word (train-000.tar, val-000.tar) make that split.
+shuffling exact and resuming free; it asks for uncompressed shards on a disc that seeks. Of many processes each indexes
+all shards, headers and labels alone, and then reads the bytes of the images that it is dealt and of no others; no
+shard belongs to a process, so any number of processes goes with any number of shards.
+
+Members that share a path up to the first dot of the file name are one sample: an image, and its label as `.cls` (a
+whole number) or in `.json` under "label" (a number or a name; "name" gives the name of a number; or a list of numbers
+or of names, where an image has several labels). Shards whose file names begin with a split's word (train-000.tar,
+val-000.tar) make that split.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from vitrail.data.read import ImageError
 from vitrail.data.sources import SPLIT_WORDS, EncodedSplit, Source, number_labels
 from vitrail.errors import UserError, did_you_mean
 
+Label = int | str | list[int | str]
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -37,7 +42,7 @@ class Index:
     shard: array[int] = field(default_factory=lambda: array("l"))
     offset: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
-    labels: list[int | str] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
     names: dict[int, str] = field(default_factory=dict)
     """Class names of numbers, where the shards say them."""
 
@@ -45,7 +50,7 @@ class Index:
 class ShardSplit(EncodedSplit):
     """Images inside tar files, by offset and size."""
 
-    def __init__(self, index: Index, labels: list[int]) -> None:
+    def __init__(self, index: Index, labels: list[int] | list[list[int]]) -> None:
         self.index, self.labels = index, labels
 
     def encoded(self, i: int) -> bytes:
@@ -79,9 +84,24 @@ def open_shards(text: str) -> Source:
         raise UserError(f"{text}: {groups[''][0].name} names no split while other shards do; use train-, val- or test-")
     indexes = {split or "train": _index(paths) for split, paths in groups.items()}
     listed = _listed_classes(next(iter(groups.values()))[0].parent)
+    several = _several(text, indexes)
     classes, numbers, notes = _classes(text, indexes, listed)
-    splits = {split: ShardSplit(index, [numbers[label] for label in index.labels]) for split, index in indexes.items()}
-    return Source(Path(text).name, classes, dict(splits), notes=notes)
+    splits = {split: ShardSplit(index, _numbered(index.labels, numbers)) for split, index in indexes.items()}
+    return Source(Path(text).name, classes, dict(splits), multi_label=several, notes=notes)
+
+
+def _several(text: str, indexes: dict[str, Index]) -> bool:
+    """Whether an image has several labels: all have a list of them, or none has."""
+    kinds = {isinstance(label, list) for index in indexes.values() for label in index.labels}
+    if len(kinds) > 1:
+        raise UserError(f"{text}: some samples have a list of labels and others one; write [3] where 3 is all there is")
+    return kinds == {True}
+
+
+def _numbered(labels: list[Label], numbers: dict[int | str, int]) -> list[int] | list[list[int]]:
+    return [  # type: ignore[return-value]  # all are of one kind, as _several has seen
+        [numbers[each] for each in label] if isinstance(label, list) else numbers[label] for label in labels
+    ]
 
 
 def _expand(text: str) -> list[Path]:
@@ -137,7 +157,7 @@ def _index_shard(index: Index, number: int, path: Path, tar: tarfile.TarFile) ->
         index.size.append(member.size)
 
 
-def _label(index: Index, tar: tarfile.TarFile, where: str, member: tarfile.TarInfo | None) -> int | str:
+def _label(index: Index, tar: tarfile.TarFile, where: str, member: tarfile.TarInfo | None) -> Label:
     file = tar.extractfile(member) if member else None
     if member is None or file is None:
         raise UserError(f"{where} has no label; a sample needs a .cls, or a .json with the key 'label'")
@@ -145,15 +165,20 @@ def _label(index: Index, tar: tarfile.TarFile, where: str, member: tarfile.TarIn
         content: Any = json.loads(file.read())  # the text of a .cls is JSON too
     except ValueError as error:
         raise UserError(f"{where}: {member.name} cannot be read ({error})") from error
-    label = content.get("label") if isinstance(content, dict) else content
-    if isinstance(label, str) and label:
-        return label
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+    label: Any = content.get("label") if isinstance(content, dict) else content
+    if not all(_is_class(each) for each in (label if isinstance(label, list) else [label])):
         near = did_you_mean("label", content) if isinstance(content, dict) else ""
         raise UserError(f"{where} has no label in {member.name} (key 'label', a class number or name){near}")
-    if isinstance(content, dict) and isinstance(content.get("name"), str):
+    if isinstance(label, int) and isinstance(content, dict) and isinstance(content.get("name"), str):
         index.names.setdefault(label, content["name"])
     return label
+
+
+def _is_class(label: Any) -> bool:
+    """Whether this is a class's name or its number."""
+    if isinstance(label, str):
+        return label != ""
+    return isinstance(label, int) and not isinstance(label, bool) and label >= 0
 
 
 def _listed_classes(folder: Path) -> list[str]:
@@ -175,7 +200,8 @@ def _classes(
     text: str, indexes: dict[str, Index], listed: list[str]
 ) -> tuple[list[str], dict[int | str, int], list[str]]:
     """(class names, number of each label, notes). Numbers with gaps and no list of names are numbered anew."""
-    labels = {label for index in indexes.values() for label in index.labels}
+    said_labels = (label for index in indexes.values() for label in index.labels)
+    labels = {each for label in said_labels for each in (label if isinstance(label, list) else [label])}
     numbers = sorted(label for label in labels if isinstance(label, int))
     if len(numbers) < len(labels):
         if numbers:

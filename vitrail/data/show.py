@@ -27,6 +27,8 @@ class Mixing(Augmentation, Protocol):
     def mixup(self) -> float: ...
     @property
     def cutmix(self) -> float: ...
+    @property
+    def mix_prob(self) -> float: ...
 
 
 def show_batch(
@@ -60,8 +62,8 @@ def show_batch(
         raise UserError(f"{source.name}: none of the {len(chosen)} images drawn can be read; run vitrail doctor on it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        shown = [_titled(source, columns[0], 0, 0)]
-        shown += [_titled(source, column, augment.mixup, augment.cutmix) for column in columns[1:]]
+        shown = [_titled(source, columns[0], None)]
+        shown += [_titled(source, column, augment) for column in columns[1:]]
     return _save(_draw(shown, titles=bool(augment.mixup or augment.cutmix)), Path(out))
 
 
@@ -78,10 +80,16 @@ def _batch(source: Source, chosen: Part, transform: Transform, seed: int, epoch:
     return next(loader.epoch(epoch))
 
 
-def _titled(source: Source, batch: Batch, mixup: float, cutmix: float) -> list[tuple[Tensor, str]]:
-    """(picture (H, W, C) in [0, 1], title) of every image of a batch, mixed as in training."""
+def _titled(source: Source, batch: Batch, augment: Mixing | None) -> list[tuple[Tensor, str]]:
+    """(picture (H, W, C) in [0, 1], title) of every image of a batch, mixed as in training, or as it is."""
     images, targets = mix(
-        batch.images, batch.labels, num_classes=len(source.classes), mixup=mixup, cutmix=cutmix, smoothing=0.0
+        batch.images,
+        batch.labels,
+        num_classes=len(source.classes),
+        mixup=augment.mixup if augment else 0.0,
+        cutmix=augment.cutmix if augment else 0.0,
+        smoothing=0.0,
+        prob=augment.mix_prob if augment else 0.0,
     )
     pictures = (images * _STD + _MEAN).clamp(0, 1).permute(0, 2, 3, 1)
     return [(picture, _title(source.classes, target)) for picture, target in zip(pictures, targets, strict=True)]

@@ -24,7 +24,7 @@ from vitrail.interpretability import draw
 from vitrail.interpretability.attention import class_attention, entropy, records_attention
 from vitrail.interpretability.gradcam import gradcam
 from vitrail.interpretability.rollout import rollout_map
-from vitrail.run import Run, load, preprocessing
+from vitrail.run import Run, load, preprocessing, probabilities
 
 Method = Literal["rollout", "attention", "gradcam"]
 
@@ -101,8 +101,8 @@ def look(
     method = _method(run, images, method, target)
     wanted = None if target is None else _class(run, target)
     with torch.no_grad():
-        probabilities = model(images).softmax(-1)[0].cpu()
-    best = int(probabilities.argmax())
+        shares = probabilities(run.recipe, model(images))[0].cpu()
+    best = int(shares.argmax())
     heads = None
     if method == "gradcam":
         grid = gradcam(model, images, target=best if wanted is None else wanted)[0]
@@ -118,7 +118,7 @@ def look(
         map=draw.scale(draw.enlarge(values, square)),
         image=visible(images[0].cpu(), data.mean or (), data.std or ()),
         predicted=_name(run, best),
-        probability=float(probabilities[best]),
+        probability=float(shares[best]),
         method=method if wanted is None else f"{method} for {_name(run, wanted)}",
         peak=float(values.max() / max(values.mean(), 1e-12)),
         heads=heads,

@@ -8,12 +8,13 @@ Shapes    (B,3,224,224) -patch 7-> (B,1536,32,32) -20 blocks-> (B,1536,32,32) -m
 Lecture   without attention
 
 Rows and columns that fill no patch are left out (right and below, fewer than `patch_size`), as in the authors' code.
-768/32 was trained with ReLU, the others with GELU.
+768/32 was trained with ReLU, the others with GELU. 128/4 is vitrail's own size, for 32 x 32 images and the studies.
 
     variant                        params   FLOPs   top-1     ImageNet-1k from scratch, as timm evaluates the release
     convmixer_1536_20               51.6M   51.1G   81.38
     convmixer_768_32                21.1M   20.7G   80.16
     convmixer_1024_20_ks9_p14       24.4M   5.95G   76.94
+    convmixer_128_4_ks3_p4           209K   5.01M       -
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ VARIANTS = {
     "convmixer_1536_20": Config(1536, 20),
     "convmixer_768_32": Config(768, 32, kernel_size=7, act="relu"),
     "convmixer_1024_20_ks9_p14": Config(1024, 20, patch_size=14),
+    "convmixer_128_4_ks3_p4": Config(128, 4, kernel_size=3, patch_size=4, img_size=32),
 }
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}

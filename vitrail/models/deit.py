@@ -8,7 +8,8 @@ Shapes    (B,3,224,224) -> [class, distillation, patches] (B,198,D) -> two logit
 Lecture   training transformers on less data
 
 Inference averages the two heads' logits, as the released code does (the paper adds the softmax outputs). While a
-teacher is at work (`set_distilled_training(True)`) and the model trains, the pair is returned.
+teacher is at work (`set_distilled_training(True)`) and the model trains, the pair is returned. Pico and nano have the
+sizes of `vit_pico.py`: vitrail's own, for 32 x 32 images and the studies.
 
     variant                            params   FLOPs   top-1     ImageNet-1k from scratch (README of the release)
     deit_tiny_patch16_224                5.7M   1.25G    72.2
@@ -19,6 +20,10 @@ teacher is at work (`set_distilled_training(True)`) and the model trains, the pa
     deit_small_distilled_patch16_224    22.4M   4.62G    81.2
     deit_base_distilled_patch16_224     87.3M   17.7G    83.4
     deit_base_distilled_patch16_384     87.6M   55.6G    85.2
+    deit_pico_patch4_32                  2.9M  187.9M       -
+    deit_pico_distilled_patch4_32        3.1M  191.2M       -
+    deit_nano_patch8_32                  417K    5.6M       -
+    deit_nano_distilled_patch8_32        514K    6.0M       -
 """
 
 from __future__ import annotations
@@ -39,6 +44,8 @@ class Config(vit.Config):
     distilled: bool = False
 
 
+PICO, NANO = (192, 9, 12), (96, 4, 3)
+
 VARIANTS = {
     "deit_tiny_patch16_224": Config(16, 224, *vit.TINY),
     "deit_small_patch16_224": Config(16, 224, *vit.SMALL),
@@ -48,6 +55,10 @@ VARIANTS = {
     "deit_small_distilled_patch16_224": Config(16, 224, *vit.SMALL, distilled=True),
     "deit_base_distilled_patch16_224": Config(16, 224, *vit.BASE, distilled=True),
     "deit_base_distilled_patch16_384": Config(16, 384, *vit.BASE, distilled=True),
+    "deit_pico_patch4_32": Config(4, 32, *PICO, mlp_ratio=2.0),
+    "deit_pico_distilled_patch4_32": Config(4, 32, *PICO, mlp_ratio=2.0, distilled=True),
+    "deit_nano_patch8_32": Config(8, 32, *NANO, mlp_ratio=2.0),
+    "deit_nano_distilled_patch8_32": Config(8, 32, *NANO, mlp_ratio=2.0, distilled=True),
 }
 
 
@@ -89,6 +100,10 @@ class DistilledModel(PlainModel):
         super().reset_classifier(num_classes)
         self.head_dist: nn.Module = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
         init_truncated_normal(self.head_dist)
+
+    def heads(self) -> list[nn.Module]:
+        """That of the class token, then that of the distillation token."""
+        return [self.head, self.head_dist]
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are tokens or positions, not weights."""

@@ -54,9 +54,8 @@ class Model(PlainModel):
         """Entries of the position embedding: patches alone."""
         return self.grid[0] * self.grid[1]
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D): patches with their positions, after the class token."""
-        grid = self.patch_embed.grid(*images.shape[-2:])
-        x = self.patch_embed(images) + resize_position(self.pos_embed, grid, 0, self.grid)
-        x = torch.cat([token.expand(len(x), -1, -1) for token in self.prefix_tokens()] + [x], dim=1)
-        return self.pos_drop(x)
+    def with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Projected patches (B, N, D) of a grid -> (B, 1 + N, D): the class token, patches with their positions."""
+        patches = patches + resize_position(self.pos_embed, grid, 0, self.grid)
+        tokens = [token.expand(len(patches), -1, -1) for token in self.prefix_tokens()]
+        return self.pos_drop(torch.cat([*tokens, patches], dim=1))

@@ -8,7 +8,8 @@ Shapes    (B,3,224,224) -patch 16-> (B,196,768) -12 blocks-> (B,196,768) -mean->
 Lecture   without attention
 
 GELU is exact, as in timm; the authors' Flax code has the tanh approximation. The head starts at zero. H/14 is the
-paper's, without released weights. The paper's parameter counts leave the head out; these have it, for 1000 classes.
+paper's, without released weights; pico and nano are vitrail's own sizes, for the studies. The paper's parameter counts
+leave the head out; these have it, for 1000 classes.
 
     variant               params   FLOPs   top-1     ImageNet-1k weights as timm evaluates them
     mixer_s32_224          19.1M   1.00G       -
@@ -18,6 +19,8 @@ paper's, without released weights. The paper's parameter counts leave the head o
     mixer_l32_224         206.9M  11.25G       -
     mixer_l16_224         208.2M   44.6G    72.1
     mixer_h14_224         432.4M  121.0G       -
+    mixer_pico4_32          3.0M  191.9M       -
+    mixer_nano8_32          420K    5.7M       -
 """
 
 from __future__ import annotations
@@ -53,6 +56,8 @@ VARIANTS = {
     "mixer_l32_224": Config(32, 24, 1024),
     "mixer_l16_224": Config(16, 24, 1024),
     "mixer_h14_224": Config(14, 32, 1280),
+    "mixer_pico4_32": Config(4, 9, 192, 32),
+    "mixer_nano8_32": Config(8, 4, 96, 32),
 }
 
 

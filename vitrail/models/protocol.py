@@ -49,6 +49,10 @@ class Classifier(nn.Module, ABC):
         """The last linear layer (Identity where there are no classes)."""
         return self.get_submodule(self.head_name)
 
+    def heads(self) -> list[nn.Module]:
+        """All last layers: what learns first, faster, or alone, when a trained model is given other classes."""
+        return [self.get_classifier()]
+
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh last layer for `num_classes` classes; 0 gives features instead of logits."""
         self.num_classes = num_classes

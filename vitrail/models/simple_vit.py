@@ -71,10 +71,10 @@ class Model(vit.Model):
         for parameter in head.parameters():
             nn.init.zeros_(parameter)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D): patches with their positions, after the class token if any."""
-        grid = self.patch_embed.grid(*images.shape[-2:])
-        x = self.patch_embed(images)
-        table = self.pos_embed if grid == self.grid else sincos_positions(grid, x.shape[-1], x.device).to(x)
-        x = torch.cat([token.expand(len(x), -1, -1) for token in self.prefix_tokens()] + [x + table], dim=1)
-        return self.pos_drop(x)
+    def with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Projected patches (B, N, D) of a grid -> the same with their positions, after the class token if any."""
+        table: Tensor = self.pos_embed
+        if grid != self.grid:
+            table = sincos_positions(grid, patches.shape[-1], patches.device).to(patches)
+        tokens = [token.expand(len(patches), -1, -1) for token in self.prefix_tokens()]
+        return self.pos_drop(torch.cat([*tokens, patches + table], dim=1))

@@ -10,7 +10,7 @@ Lecture   training transformers on less data
 
 Modules are called as in the released code. It starts with positions and class token from N(0, 1), temperatures
 d ** -0.5 by head and layer, and trains with stochastic depth 0.1, the same in every block. Images of other sizes are
-not in the paper: positions are resized on the fly as in `vit.py`.
+not in the paper: positions are resized on the fly as in `vit.py`. Nano is vitrail's own size, for the studies.
 
     variant              params   FLOPs   top-1     as the release prints it: CIFAR-10 for patch 4, Tiny-ImageNet for
     sl_vit_patch4_32       2.9M  190.3M   94.53     patch 8; counts are ours, 1000 classes
@@ -19,6 +19,7 @@ not in the paper: positions are resized on the fly as in `vit.py`.
     spt_vit_patch8_64      3.1M  199.2M       -
     lsa_vit_patch4_32      2.9M  187.9M       -
     lsa_vit_patch8_64      2.9M  189.7M       -
+    sl_vit_nano_patch8_32  491K    6.8M       -
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ VARIANTS = {
     "spt_vit_patch8_64": Config(8, 64, lsa=False),
     "lsa_vit_patch4_32": Config(4, 32, spt=False),
     "lsa_vit_patch8_64": Config(8, 64, spt=False),
+    "sl_vit_nano_patch8_32": Config(8, 32, 96, 4, 3),
 }
 
 

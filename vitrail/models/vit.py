@@ -206,10 +206,12 @@ class Model(Classifier):
         return [self.cls_token] if self.config.global_pool == "token" else []
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, D): prefix tokens and patches, each with its position."""
-        grid = self.patch_embed.grid(*images.shape[-2:])
-        x = self.patch_embed(images)
-        x = torch.cat([token.expand(len(x), -1, -1) for token in self.prefix_tokens()] + [x], dim=1)
+        """(B, C, H, W) -> (B, T + N, D): prefix tokens and patches, each with its position."""
+        return self.with_positions(self.patch_embed(images), self.patch_embed.grid(*images.shape[-2:]))
+
+    def with_positions(self, patches: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Projected patches (B, N, D) of a grid -> (B, T + N, D): prefix tokens before them, positions added."""
+        x = torch.cat([token.expand(len(patches), -1, -1) for token in self.prefix_tokens()] + [patches], dim=1)
         return self.pos_drop(x + resize_position(self.pos_embed, grid, self.num_prefix_tokens, self.grid))
 
     def forward_features(self, images: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """The one training loop. `fit` starts a run, `resume` goes on with one; both leave a finished run folder.
 
 Everything random is a pure function: weights of the seed, sample order of (seed, epoch), augmentation of (seed, epoch,
-index), mixing, dropout and stochastic depth of (seed, step). A checkpoint therefore holds no random state, and on a
-CPU a killed and resumed run equals the uninterrupted one bit for bit.
+index, copy), mixing, dropout and stochastic depth of (seed, step). A checkpoint therefore holds no random state, and on
+a CPU a killed and resumed run equals the uninterrupted one bit for bit. With many processes all of them run this loop
+in step; the first one prints and writes.
 """
 
 from __future__ import annotations
@@ -11,41 +12,54 @@ import contextlib
 import json
 import logging
 import math
+import os
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
 
 from vitrail import checkpoint
-from vitrail.data.augment import adapt_channels, train_transform
-from vitrail.data.loader import Batch, Loader, hash_seed
+from vitrail.data.augment import train_transform
+from vitrail.data.loader import Batch, Loader, WorkerDied, hash_seed
 from vitrail.data.sources import Source
-from vitrail.errors import Interrupted, UserError
-from vitrail.models import describe
+from vitrail.errors import Interrupted, Lost, UserError
 from vitrail.recipe import Recipe
 from vitrail.run import (
     Run,
     best_device,
     build,
-    normalisation,
     open_data,
+    own_weights,
     preprocessing,
     read_recipe,
     save_weights,
     start,
-    weights_to_share,
 )
-from vitrail.training.evaluate import evaluate, score
+from vitrail.training.distributed import (
+    gathered,
+    greatest,
+    is_main,
+    main_first,
+    process_group,
+    rank,
+    told,
+    total,
+    world,
+)
+from vitrail.training.evaluate import evaluate
 from vitrail.training.interrupt import Stop, stop_signals
+from vitrail.training.learner import Learner
 from vitrail.training.limits import check_numbers
 from vitrail.training.log import Log, Record
-from vitrail.training.optim import learning_rate, moving_average, optimizer, scaled_for_batch
 from vitrail.training.progress import Display
-from vitrail.training.tasks.classify import Classify
+from vitrail.training.resolve import resolve
+from vitrail.training.schedule import learning_rate
+from vitrail.training.tasks import choose_task
+from vitrail.training.tasks.masked_patches import MaskedPatches, save_task
 
 MOST_DAMAGED = 0.05
 logger = logging.getLogger("vitrail")
@@ -55,16 +69,23 @@ def fit(recipe: Recipe, out: Path) -> Path:
     """Train `recipe` into the new run folder `out` and return it.
 
     Raises UserError for anything the user can mend (before `out` is made where possible, at the step where a loss is
-    not finite), and Interrupted after Ctrl-C or SIGTERM, with a checkpoint written.
+    not finite), and Interrupted after Ctrl-C or SIGTERM, with a checkpoint written. A process group that torchrun has
+    restarted goes on with the run that it had begun.
     """
-    if (out / "recipe.json").exists():
-        start(out, recipe, [])  # says that the folder is taken, before the data is read
-    check_numbers(recipe)
-    source = open_data(recipe)
-    recipe = resolve(recipe, source)
-    trainer = Trainer(recipe, out, source)
-    start(out, recipe, source.classes)
-    return trainer.train(None)
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) and (out / "recipe.json").exists():
+        return resume(out)
+    with process_group(recipe.sharded):
+        with main_first():
+            if (out / "recipe.json").exists():
+                start(out, recipe, [])  # says that the folder is taken, before the data is read
+            check_numbers(recipe)
+            source = open_data(recipe)
+            recipe = resolve(recipe, source)
+        trainer = Trainer(recipe, out, source)
+        with main_first():
+            if is_main():
+                start(out, recipe, source.classes)
+        return trainer.train(None)
 
 
 def resume(out: Path) -> Path:
@@ -73,42 +94,21 @@ def resume(out: Path) -> Path:
     if (out / "final.json").exists() and (out / "model.safetensors").exists():
         logger.warning("%s is finished; nothing is left to train", out)
         return out
-    source = open_data(recipe)
-    if source.classes != classes:
-        raise UserError(f"{recipe.data.source} no longer has the classes that {out} was started with; restore the data")
-    checkpoint.clean(out)
-    state = checkpoint.load(out / "checkpoints")
-    if state is not None:  # it holds all weights: those that the run started from may be gone by now
-        recipe = replace(recipe, pretrained=False, initial_checkpoint="")
-    return Trainer(recipe, out, source).train(state)
-
-
-def resolve(recipe: Recipe, source: Source) -> Recipe:
-    """The recipe with nothing left open: image size, channels, mean and std, learning rate for its batch size."""
-    if source.multi_label:
-        raise UserError(
-            f"{recipe.data.source} has several labels an image, and this loss trains one; give one label each"
-        )
-    model = recipe.model
-    if ":" in model:  # a file of one's own is found again from any folder
-        path, _, name = model.rpartition(":")
-        model = f"{Path(path).resolve()}:{name}"
-    if recipe.drop_path and "drop_path_rate" not in describe(model)["config"]:
-        logger.warning("%s has no stochastic depth: drop_path %g is left out", model, recipe.drop_path)
-        recipe = replace(recipe, drop_path=0.0)
-    in_chans = recipe.data.in_chans or source.in_chans
-    adapt_channels(torch.empty(source.in_chans, 1, 1), in_chans)  # refuses what no image can be turned into
-    mean, std = normalisation(recipe, in_chans)
-    with torch.device("meta"):
-        default = replace(recipe, model=model, pretrained=False, initial_checkpoint="")
-        # names a wrong model or size before anything is written
-        config: Any = build(default, len(source.classes)).config
-    data = replace(recipe.data, img_size=config.img_size, in_chans=in_chans, mean=mean, std=std)
-    return scaled_for_batch(replace(recipe, model=model, data=data))
+    with process_group(recipe.sharded):
+        with main_first():
+            source = open_data(recipe)
+            if source.classes != classes:
+                raise UserError(
+                    f"{recipe.data.source} no longer has the classes that {out} was started with; restore the data"
+                )
+            last = checkpoint.newest(out / "checkpoints")
+        if last is not None:  # it holds all weights: those that the run started from may be gone by now
+            recipe = replace(recipe, pretrained=False, initial_checkpoint="")
+        return Trainer(recipe, out, source).train(last)
 
 
 class Trainer:
-    """A run in memory: model, optimiser, moving average and where it stands."""
+    """A run in memory: its data, what learns, and where it stands."""
 
     def __init__(self, recipe: Recipe, out: Path, source: Source):
         data = recipe.data
@@ -117,9 +117,11 @@ class Trainer:
         assert data.std, "the recipe is not resolved"
         self.recipe, self.out, self.source = recipe, out, source
         self.device = best_device()
-        self.task = Classify(recipe, len(source.classes))
         self.split = "val" if "val" in source.splits else "test"
-        train, held_out = source.splits["train"], source.splits[self.split]
+        if data.batch_size < world():
+            raise UserError(
+                f"a batch of {data.batch_size} cannot be shared by {world()} processes; raise --data.batch-size"
+            )
         transform = train_transform(
             recipe.augment,
             img_size=data.img_size,
@@ -134,44 +136,39 @@ class Trainer:
             workers=data.workers,
             seed=recipe.seed,
             num_classes=len(source.classes),
+            rank=rank(),
+            world=world(),
         )
+        train, held_out = source.splits["train"], source.splits[self.split]
         # a last batch that is not full would weigh its images more; a set smaller than one batch is that batch
-        self.loader = loader(train, transform, shuffle=True, drop_last=len(train) >= data.batch_size)
+        full = len(train) >= data.batch_size
+        self.loader = loader(
+            train, transform, shuffle=True, drop_last=full, repeats=data.repeats, balanced=data.balanced
+        )
         self.watched = loader(held_out, preprocessing(data), shuffle=False)
-        self.model = build(recipe, len(source.classes)).to(self.device)
-        self.compiled: Any = torch.compile(self.model) if recipe.compile else self.model
-        self.optimizer = optimizer(self.model, recipe.optim)
-        self.ema = moving_average(self.model, recipe.ema) if recipe.ema else None
+        with main_first():  # what the first one downloads, the others find
+            self.task = choose_task(recipe, source, self.device, out)
+            self.model = build(recipe, len(source.classes))
+        several = torch.zeros(2, len(source.classes)) if source.multi_label else torch.zeros(2, dtype=torch.long)
+        self.learner = Learner(recipe, self.task, self.model, self.device, several)
         self.epoch, self.step, self.history = 0, 0, []  # type: tuple[int, int, list[Record]]
         self.losses = torch.zeros(2, dtype=torch.float64)  # of this epoch: sum over images, images
         self.damaged: set[str] = set()
         self.images_per_s = 0.0  # of this epoch, so far
+        self.whole = True  # whether the weights are those of self.step, and may be saved
 
     # ------------------------------------------------------------------ the state that resumes
 
-    def state(self) -> dict[str, Any]:
-        """Everything that decides what comes next."""
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": self.ema.state_dict() if self.ema else None,
-            "images": len(self.source.splits["train"]),
-            "epoch": self.epoch,
-            "step": self.step,
-            "losses": self.losses,
-            "history": self.history,
-            "damaged": sorted(self.damaged),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`. Raises UserError where it is that of another model, recipe or set of images."""
+    def restore(self, last: Path) -> None:
+        """From the checkpoint in `last`. Raises UserError where it is of another model, recipe or set of images."""
+        state = checkpoint.read(last)
         try:
-            self.model.load_state_dict(state["model"])
-            if state["optimizer"]["param_groups"][0].keys() != self.optimizer.param_groups[0].keys():
-                raise ValueError(f"its optimiser is not {self.recipe.optim.name}")  # torch would take it as it is
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema:
-                self.ema.load_state_dict(state["ema"])
+            if self.recipe.sharded:
+                from vitrail.training import sharded
+
+                sharded.load(last, self.learner)
+            else:
+                self.learner.restore(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"the checkpoint in {self.out} was written by another recipe than its recipe.json "
@@ -187,34 +184,54 @@ class Trainer:
         self.losses, self.damaged = state["losses"], set(state["damaged"])
 
     def save(self) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint: everything that decides what comes next."""
         self.saved = time.monotonic()
-        return checkpoint.save(self.out / "checkpoints", self.step, self.state())
+        self.share_damaged()
+        state = {
+            "images": len(self.source.splits["train"]),
+            "epoch": self.epoch,
+            "step": self.step,
+            "losses": self.losses,
+            "history": self.history,
+            "damaged": sorted(self.damaged),
+        }
+        folder = self.out / "checkpoints"
+        if self.recipe.sharded:
+            from vitrail.training import sharded
+
+            return sharded.save(folder, self.step, state, self.learner)
+        path = checkpoint.save(folder, self.step, state | self.learner.state()) if is_main() else None
+        return told(path)
 
     # ------------------------------------------------------------------ the loop
 
-    def train(self, state: dict[str, Any] | None) -> Path:
-        """From the state of a checkpoint, or from the start, to a finished run folder."""
-        if state is not None:
-            self.restore(state)
-        epochs, steps = self.recipe.schedule.epochs, len(self.loader)
-        log = Log(self.out, self.recipe, self.history)
-        self.saved = time.monotonic()
-        with stop_signals() as stop, Display(epochs, epochs * steps, self.step) as display, contextlib.closing(log):
-            self.announce(display, state is not None)
-            try:
-                while self.epoch < epochs:
-                    self.train_epoch(stop, display)
-                    record = self.finish_epoch()
+    def train(self, last: Path | None) -> Path:
+        """From a checkpoint, or from the start, to a finished run folder."""
+        with contextlib.ExitStack() as held:
+            if is_main():
+                held.enter_context(checkpoint.lock(self.out))
+                checkpoint.clean(self.out)
+            if last is not None:
+                self.restore(last)
+            epochs, steps = self.recipe.schedule.epochs, len(self.loader)
+            log = Log(self.out, self.recipe, self.history) if is_main() else None
+            if log is not None:
+                held.enter_context(contextlib.closing(log))
+            self.saved = time.monotonic()
+            stop = held.enter_context(stop_signals())
+            display = held.enter_context(Display(epochs, epochs * steps, self.step, quiet=not is_main()))
+            held.enter_context(self.failures(stop))
+            self.announce(display, last is not None)
+            while self.epoch < epochs:
+                self.train_epoch(stop, display)
+                record = self.finish_epoch()
+                if log is not None:
                     log.write(record)
-                    display.epoch(record)
-                    self.save()
-                    self.stop_if_asked(stop)
-                display.say(f"scoring the {self.source.name} images held out")
-                self.finish()
-            except RuntimeError:
-                self.stop_if_asked(stop)  # the signal has ended the loader's workers too
-                raise
+                display.epoch(record)
+                path = self.save()
+                self.stop_if_asked(stop, path)
+            display.say(f"scoring the {self.source.name} images held out")
+            self.finish()
         return self.out
 
     def announce(self, display: Display, resumed: bool) -> None:
@@ -228,72 +245,72 @@ class Trainer:
         )
         for note in self.source.notes:
             display.say(note)
+        size, parts, processes = recipe.data.batch_size, recipe.optim.accumulate, world()
+        share = f" = {processes} processes x {size / processes:g}" if processes > 1 else ""
+        share += f", in {parts} parts" if parts > 1 else ""
         display.say(
-            f"batch {recipe.data.batch_size}, {recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
+            f"batch {size}{share}, {recipe.optim.name}, peak learning rate {recipe.optim.lr:g}, "
             f"{recipe.schedule.epochs} epochs, seed {recipe.seed}, {self.device}, into {self.out}"
             + (f", resumed at step {self.step}" if resumed else "")
         )
 
     def train_epoch(self, stop: Stop, display: Display) -> None:
         """From where the epoch stands to its end."""
-        self.model.train()
-        self.compiled.train()
+        self.learner.train(frozen=self.epoch < self.recipe.schedule.frozen_epochs)
         start = self.step - self.epoch * len(self.loader)
-        began, seen = time.monotonic(), 0
+        began, seen = time.monotonic(), 0.0
         for batch in self.loader.epoch(self.epoch, start):
             self.name_damaged(batch.damaged)
             self.refuse_damaged()
-            if len(batch.images):
-                loss = self.train_step(batch)
-                self.losses += torch.tensor([loss * len(batch.images), len(batch.images)], dtype=torch.float64)
-                seen += len(batch.images)
+            images = float(total(torch.tensor(float(len(batch.images)))))
+            self.whole = False
+            if images:
+                loss = self.update(batch, self.rate(self.step))
+                self.losses += torch.tensor([loss * images, images], dtype=torch.float64)
+                seen += images
                 self.images_per_s = seen / (time.monotonic() - began)
                 display.step(self.epoch, loss, self.images_per_s)
             self.step += 1
+            self.whole = True
             self.stop_if_asked(stop)
-            if time.monotonic() - self.saved > 60 * self.recipe.checkpoint_minutes:
-                self.save()
 
-    def train_step(self, batch: Batch) -> float:
-        """One update from one batch, in micro-batches where the recipe accumulates. Returns the mean loss.
+    def rate(self, step: int) -> float:
+        """The learning rate of an update, before the factors of layers."""
+        return learning_rate(step, len(self.loader), self.recipe.optim.lr, self.recipe.schedule)
+
+    def update(self, batch: Batch, lr: float) -> float:
+        """One update from one batch at the rate `lr`. Returns the mean loss over the images of all processes.
 
         Raises UserError before the update where loss or gradient is not finite.
         """
-        recipe = self.recipe
-        torch.manual_seed(hash_seed(recipe.seed, self.step))
-        lr = learning_rate(self.step, len(self.loader), recipe.optim.lr, recipe.schedule)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        images, targets = self.task.prepare(batch.images.to(self.device), batch.labels.to(self.device))
-        total = torch.zeros((), device=self.device)
-        parts = zip(images.chunk(recipe.optim.accumulate), targets.chunk(recipe.optim.accumulate), strict=True)
-        for part, target in parts:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.precision == "bf16"):
-                loss = self.task.loss(self.compiled, part, target) * (len(part) / len(images))
-            loss.backward()
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.optim.clip_grad or math.inf)
-        self.refuse_divergence(float(total), float(norm))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if self.ema:
-            self.ema.update_parameters(self.model)
-        return float(total)
+        loss, norm = self.learner.gradients(batch, lr, hash_seed(self.recipe.seed, self.step))
+        wrong = self.learner.diverged(loss, norm)
+        if wrong is not None:
+            raise UserError(
+                f"{wrong} at step {self.step} (epoch {self.epoch + 1}), and the run stopped before that update; "
+                f"try a lower --optim.lr than {self.recipe.optim.lr:g}, or --optim.clip-grad 1"
+            )
+        self.learner.apply()
+        return loss
 
     def finish_epoch(self) -> Record:
         """Score the held-out images and close the epoch's books."""
-        scored = score(self.averaged(), self.watched, self.device)
+        with self.learner.averaged():
+            scored = self.task.score(self.learner.module, self.watched, self.device)
         self.epoch += 1
-        self.name_damaged(scored.damaged)
+        self.name_damaged(scored["damaged"])
+        self.share_damaged()
         self.refuse_damaged()
+        metric = self.task.metric
         record: Record = {
             "epoch": self.epoch,
             "step": self.step,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": self.rate(self.step - 1),
             "train_loss": float(self.losses[0] / self.losses[1]) if self.losses[1] else math.nan,
             "split": self.split,
-            "val_loss": scored.loss(),
-            "val_top1": scored.top(1),
+            "metric": metric,
+            "val_loss": scored["loss"],
+            f"val_{metric}": scored[metric],
             "images_per_s": round(self.images_per_s, 1),
             "damaged": len(self.damaged),
         }
@@ -303,17 +320,27 @@ class Trainer:
 
     def finish(self) -> None:
         """Write the weights, then the final scores: a run is finished when `final.json` exists."""
-        ema = self.ema.state_dict() if self.ema else None
-        save_weights(self.out, weights_to_share(self.model.state_dict(), ema))
-        run = Run(self.averaged().eval(), self.recipe, self.source.classes, f"trained in {self.out}", self.out)
-        final = evaluate(run, source=self.source)
+        with self.learner.averaged():
+            state = self.learner.whole()
+            if is_main():
+                save_weights(self.out, own_weights(state, self.recipe))
+            if isinstance(self.task, MaskedPatches):
+                if is_main():
+                    save_task(self.out, state)
+                said = {"run": str(self.out), "weights": f"trained in {self.out}", "data": self.source.name}
+                final = (
+                    said
+                    | {"split": self.split, "metric": self.task.metric}
+                    | self.task.score(self.learner.module, self.watched, self.device)
+                )
+            else:
+                run = Run(self.learner.module, self.recipe, self.source.classes, f"trained in {self.out}", self.out)
+                final = evaluate(run, source=self.source)
         self.name_damaged(final["damaged"])
-        for name, value in (("damaged.json", sorted(self.damaged)), ("final.json", final)):
-            checkpoint.write_file(self.out / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
-
-    def averaged(self) -> nn.Module:
-        """The model that is evaluated: the moving average where there is one."""
-        return self.ema.module if self.ema else self.model
+        self.share_damaged()
+        if is_main():
+            for name, value in (("damaged.json", sorted(self.damaged)), ("final.json", final)):
+                checkpoint.write_file(self.out / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     # ------------------------------------------------------------------ what can go wrong
 
@@ -324,6 +351,11 @@ class Trainer:
                 self.damaged.add(name)
                 logger.warning("left out: %s", name)
 
+    def share_damaged(self) -> None:
+        """What any process found damaged, all know."""
+        for names in gathered(sorted(self.damaged)):
+            self.name_damaged(names)
+
     def refuse_damaged(self) -> None:
         """Raises UserError where more than 5 % of the images that an epoch reads are damaged."""
         images = len(self.source.splits["train"]) + len(self.source.splits[self.split])
@@ -333,16 +365,27 @@ class Trainer:
                 f"{MOST_DAMAGED:.0%}; `vitrail doctor {self.recipe.data.source}` lists them all"
             )
 
-    def refuse_divergence(self, loss: float, norm: float) -> None:
-        if math.isfinite(loss) and math.isfinite(norm):
-            return
-        what = f"the loss became {loss}" if not math.isfinite(loss) else f"the gradient's norm became {norm}"
-        raise UserError(
-            f"{what} at step {self.step} (epoch {self.epoch + 1}), and the run stopped before that update; "
-            f"try a lower --optim.lr than {self.recipe.optim.lr:g}, or --optim.clip-grad 1"
-        )
+    def stop_if_asked(self, stop: Stop, saved: Path | None = None) -> None:
+        """Stop where any process was told to; write a checkpoint where one is due and none of this step is `saved`."""
+        due = time.monotonic() - self.saved > 60 * self.recipe.checkpoint_minutes
+        signum, due_now = greatest(stop.signum or 0, int(is_main() and due and saved is None))
+        if signum or due_now:
+            saved = saved or self.save()
+        if signum:
+            said = f"stopped at step {self.step}, saved {saved}; --resume {self.out} goes on" if is_main() else ""
+            raise Interrupted(signum, said)
 
-    def stop_if_asked(self, stop: Stop) -> None:
-        if stop.signum is not None:
-            path = self.save()
-            raise Interrupted(stop.signum, f"stopped at step {self.step}, saved {path}; --resume {self.out} goes on")
+    @contextlib.contextmanager
+    def failures(self, stop: Stop) -> Iterator[None]:
+        """How the end of other processes ends this one: of a worker of the loader, of a peer."""
+        try:
+            yield
+        except WorkerDied:
+            if world() == 1 and self.whole:
+                self.stop_if_asked(stop)  # a signal to all processes of the run ended the worker too
+                self.save()
+            raise
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error).lower():
+                raise Lost from error
+            raise

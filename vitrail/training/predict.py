@@ -10,7 +10,8 @@ import torch
 
 from vitrail.data.files import find_images
 from vitrail.data.read import ImageError, read_image
-from vitrail.run import Run, best_device, load, preprocessing
+from vitrail.errors import UserError
+from vitrail.run import Run, best_device, load, preprocessing, probabilities
 
 
 @torch.no_grad()
@@ -25,10 +26,16 @@ def predict(
     """Classify image files (folders and globs too) with a run or a model's name, in the order they are found.
 
     Returns a dict an image: file, class, probability, top (the `top` likeliest classes with their probabilities); for
-    a file that cannot be read, file and error instead: the others are not lost. Raises UserError where a name leads
-    to no image.
+    a file that cannot be read, file and error instead: the others are not lost. Probabilities of the classes add up to
+    1, but where a run was trained for several labels an image each stands for itself. Raises UserError where a name
+    leads to no image, or the run was not trained to tell classes.
     """
     run = load(run, pretrained=pretrained)
+    if run.recipe.task == "masked_patches":
+        raise UserError(
+            f"{run.folder or run.recipe.model} has learned to predict masked patches, not classes; fine-tune it first: "
+            f"vitrail train DATA --model {run.recipe.model} --initial-checkpoint {run.folder}/model.safetensors"
+        )
     files = find_images([images] if isinstance(images, str | Path) else images)
     transform = preprocessing(run.recipe.data)
     device = best_device()
@@ -43,9 +50,9 @@ def predict(
             except ImageError as error:
                 answer["error"] = str(error)
         if tensors:
-            probabilities = model(torch.stack(tensors).to(device)).float().softmax(dim=1).cpu()
+            logits = model(torch.stack(tensors).to(device)).float().cpu()
             readable = [answer for answer in chunk if "error" not in answer]
-            for answer, row in zip(readable, probabilities, strict=True):
+            for answer, row in zip(readable, probabilities(run.recipe, logits), strict=True):
                 best = row.topk(min(top, len(row)))
                 ranked = [
                     {"class": run.classes[k], "probability": p}

@@ -8,12 +8,19 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+METRICS = {
+    "top1": "accuracy",
+    "map": "mean average precision",
+    "patch_accuracy": "patches right",
+    "patch_r2": "variance of patches explained",
+}
+
 
 class Display:
     """A bar over all steps of the run, with epoch, loss, rate and time left; a line for each finished epoch."""
 
-    def __init__(self, epochs: int, steps: int, done: int):
-        self.console = Console(stderr=True, highlight=False)
+    def __init__(self, epochs: int, steps: int, done: int, quiet: bool = False):
+        self.console = Console(stderr=True, highlight=False, quiet=quiet)
         self.epochs = epochs
         self.bar = Progress(
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
@@ -48,8 +55,9 @@ class Display:
 
     def epoch(self, record: dict[str, Any]) -> None:
         """The line of a finished epoch, from its record in the log."""
+        metric = record["metric"]
         self.say(
             f"epoch {record['epoch']:>3}/{self.epochs}  loss {record['train_loss']:.4f}  "
-            f"{record['split']} loss {record['val_loss']:.4f}  accuracy {record['val_top1']:.2%}  "
+            f"{record['split']} loss {record['val_loss']:.4f}  {METRICS[metric]} {record[f'val_{metric}']:.2%}  "
             f"{record['images_per_s']:,.0f} images/s"
         )
