@@ -655,7 +655,6 @@ def test_a_run_has_one_process(tmp_path: Path) -> None:
 
 def test_who_has_the_run_removes_what_a_killed_process_left(tmp_path: Path) -> None:
     folder = saved(tmp_path / "checkpoints", 1, 2, 3)
-    shutil.copytree(folder / "step-00000002", folder / "step-00000001")  # killed before it was dropped
     (folder / f".step-00000003-before{checkpoint.ASIDE}123").mkdir()
     (tmp_path / f".recipe.json{checkpoint.ASIDE}123").write_text("half")
     with checkpoint.lock(tmp_path):

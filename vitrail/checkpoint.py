@@ -98,13 +98,13 @@ def writing(temporary: Path, state: dict[str, Any] | None = None) -> Iterator[No
         raise UserError(_refusal(temporary, cause, size)) from error
 
 
-def finish(temporary: Path, step: int, state: dict[str, Any] | None = None) -> Path:
-    """Write `state` beside what others wrote (None: one of them wrote it), then the manifest of all files, rename the
-    folder to the checkpoint of `step`, and drop all but the two newest. Raises UserError as `writing` does."""
+def finish(temporary: Path, step: int, state: dict[str, Any]) -> Path:
+    """Write `state` and the manifest of all files beside what others wrote, rename the folder to the checkpoint of
+    `step`, and drop all but the two newest. Raises UserError as `writing` does."""
     folder = temporary.parent
     final = folder / f"step-{step:08d}"
     with writing(temporary, state):
-        files = {} if state is None else {STATE: _write_state(temporary / STATE, state)}
+        files = {STATE: _write_state(temporary / STATE, state)}
         for path in sorted(temporary.rglob("*")):
             _sync(path)  # whoever wrote it may have left it in memory
             name = path.relative_to(temporary).as_posix()
@@ -212,8 +212,6 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             clean(folder)
             clean(folder / "checkpoints")
-            for dropped in _checkpoints(folder / "checkpoints")[:-KEEP]:  # by one that was killed before it did so
-                shutil.rmtree(dropped)
             yield
         finally:
             with contextlib.suppress(FileNotFoundError):  # someone has removed the run

@@ -57,8 +57,9 @@ def list_recipes(*, as_json: Json = False) -> None:
     if as_json:
         print_json({"recipes": known})
         return
+    width = max(map(len, known)) + 2
     for name, about in known.items():
-        print(f"{name:<22}{about}")
+        print(f"{name:<{width}}{about}")
 
 
 def copy(

@@ -132,14 +132,14 @@ class Loader:
 
     def _begin(self) -> Iterator[Any]:
         """An epoch of the DataLoader; the first one starts the workers."""
-        before, others = signal.getsignal(signal.SIGCHLD), set(multiprocessing.active_children())
+        others = set(multiprocessing.active_children())
         batches = iter(self._batches)
         self._workers = self._workers or [each for each in multiprocessing.active_children() if each not in others]
         # torch answers SIGCHLD by raising, in whatever line this process is at (it may be writing a checkpoint); a dead
         # worker is found without it, here and by the DataLoader, which looks every 5 s while it waits
         ours = threading.current_thread() is threading.main_thread()
-        if ours and signal.getsignal(signal.SIGCHLD) is not before:
-            signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+        if ours and "torch" in getattr(signal.getsignal(signal.SIGCHLD), "__module__", ""):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         return batches
 
     def _refuse_dead(self, error: Exception | None = None) -> None:

@@ -27,8 +27,6 @@ def stop_signals() -> Iterator[Stop]:
         if stop.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
         stop.signum = signum
-        if signal.SIGCHLD not in before:  # a signal to all processes of the run ends the loader's workers too, and
-            before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, _ignore)  # torch raises for it in mid-step
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -36,7 +34,3 @@ def stop_signals() -> Iterator[Stop]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _ignore(_signum: int, _frame: FrameType | None) -> None:
-    """Not SIG_IGN, which would reap the children of others."""

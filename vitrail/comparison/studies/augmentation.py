@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from vitrail.comparison.studies.study import CPU, GPU, SMOKE, Arm, Contrast, Scale, above
 
-SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=25), "gpu": replace(GPU, images=10_000)}
+SCALES = {"smoke": SMOKE, "cpu": CPU, "gpu": replace(GPU, images=10_000)}
 
 FEWER = 4
 

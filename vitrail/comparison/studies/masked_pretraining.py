@@ -17,7 +17,7 @@ from dataclasses import replace
 
 from vitrail.comparison.studies.study import CPU, GPU, SMOKE, Arm, Contrast, Scale, above
 
-SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=25), "gpu": GPU}
+SCALES = {"smoke": SMOKE, "cpu": CPU, "gpu": GPU}
 
 CONTRASTS = (
     Contrast("pre-trained above scratch, equal fine-tuning", above("pretrained", "scratch")),

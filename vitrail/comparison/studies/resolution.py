@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from vitrail.comparison.studies.study import CPU, GPU, SMOKE, Arm, Contrast, Scale, above
 
-SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=30), "gpu": GPU}
+SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=24), "gpu": GPU}
 
 CONTRASTS = (
     Contrast("low, then high above low", above("low_high", "low")),

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from vitrail.comparison.studies.study import CPU, GPU, SMOKE, Arm, Contrast, Scale, above
 
-SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=40), "gpu": GPU}
+SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=30), "gpu": GPU}
 
 CONTRASTS = (Contrast("SPT and LSA above the plain ViT", above("sl", "plain")),)
 
