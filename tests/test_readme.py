@@ -21,10 +21,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[list[str]]:
-    """Every `vitrail ...` line of the plain blocks, as words without the program's name."""
-    lines = [line.rpartition("&& ")[2].partition("#")[0] for block in blocks("") for line in block.splitlines()]
-    return [shlex.split(line)[1:] for line in lines if line.startswith("vitrail ")]
+def commands(heading: str) -> list[list[str]]:
+    """Every `vitrail ...` of the plain blocks under a heading, as words without the program's name."""
+    (section,) = re.findall(rf"^## {heading}\n(.*?)^## ", README, flags=re.MULTILINE | re.DOTALL)
+    (block,) = re.findall(r"^```\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    said = [part.strip() for line in block.splitlines() for part in line.partition("  #")[0].split("&&")]
+    return [shlex.split(words)[1:] for words in said if words.startswith("vitrail ")]
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("photographs")
 def test_the_commands_run_in_the_order_they_stand() -> None:
-    said = commands()
+    said = [*commands("Two commands"), *commands("Then, with your photographs")]
     assert [words[0] for words in said] == ["train", "train", "eval", "predict", "explain", "export"]
     for words in said:
         # pathlib is the shell here: what it would expand is expanded
@@ -55,6 +57,27 @@ def test_the_commands_run_in_the_order_they_stand() -> None:
     assert Path("runs/photos/report.html").stat().st_size > 10_000
     assert len(list(Path("maps").glob("*_rollout.png"))) == 8
     assert Path("photos.onnx").is_file()
+
+
+@pytest.mark.usefixtures("photographs")
+def test_the_ways_to_train_run() -> None:
+    said = commands("Ways to train")
+    assert [words[0] for words in said] == ["lr-find", *["train"] * 5, "shard", "train", "probe", "ensemble"]
+    Path("labels.csv").write_text(
+        "image,labels\n" + "".join(f"photos/cat/{k}.jpg,cat{'|red' * (k % 2)}\n" for k in range(8))
+    )
+    for name, model in (("cnn", "resnet18"), ("a", SMALL[1]), ("b", SMALL[1]), ("c", SMALL[1])):
+        out = f"runs/{name}"
+        assert vitrail("train", "photos", "--model", model, *SMALL[2:], "--smoke", "--out", out).code == 0
+    for words in said:
+        if words[0] in ("train", "lr-find"):
+            tiny = ["--data.img-size", "32"] if any("deit" in word for word in words) else SMALL
+            words += [*tiny, "--smoke"]
+            words = [word for word in words if "processes" not in word and word not in ("8", "--max-restarts", "3")]
+        if words[0] == "probe":  # official weights are elsewhere
+            words = ["probe", SMALL[1], *words[2:-1]]
+        result = vitrail(*words)
+        assert result.code == 0, (words, result.err)
 
 
 def test_the_python_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:

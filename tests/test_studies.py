@@ -355,6 +355,15 @@ def test_a_study_from_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.
     assert run(name, tmp_path) == found
 
 
+def test_findings_name_no_folder(tmp_path: Path) -> None:
+    path = prepared("digits", tmp_path / "secret", images=60, test_images=20, side=8, seed=0)
+    trial.try_out(find_study("small_data"), data=str(path), scale="smoke", seeds=2, out=tmp_path / "out")
+    for ending in ("json", "md"):
+        text = (tmp_path / "out" / f"small_data.{ending}").read_text()
+        assert path.name in text
+        assert "secret" not in text
+
+
 def test_seeds_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     two = run("small_data", tmp_path)
     fitted = watched(monkeypatch, "fit")

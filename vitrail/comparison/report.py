@@ -22,14 +22,14 @@ from vitrail.checkpoint import write_file
 from vitrail.comparison import cost
 from vitrail.comparison.charts import Curve, confusion_matrix, line_chart
 from vitrail.comparison.checkup import checkup
-from vitrail.comparison.figures import BINARY, figures, metric_of
+from vitrail.comparison.figures import figures, metric_of
+from vitrail.comparison.in_words import in_words
 from vitrail.comparison.page import bar, bullets, cards, definitions, gallery, note, page, section, table
 from vitrail.data.doctor import doctor
 from vitrail.data.sources import Source
 from vitrail.errors import UserError
 from vitrail.interpretability import draw
 from vitrail.interpretability.explain import Explanation, look
-from vitrail.recipe import Augment, Recipe
 from vitrail.run import Run, best_device, load, open_data
 from vitrail.training.progress import METRICS
 
@@ -103,19 +103,7 @@ def _headline(story: Story) -> str:
 
 
 def _recipe(story: Story) -> str:
-    recipe = story.run.recipe
-    optim, schedule = recipe.optim, recipe.schedule
-    average = f"moving average of weights {recipe.ema:g}" if recipe.ema else "no moving average of weights"
-    rows = {
-        "Task": _task(recipe),
-        "Started from": recipe.initial_checkpoint or ("official weights" if recipe.pretrained else "random weights"),
-        "Length": f"{schedule.epochs} epochs, the first {schedule.warmup_epochs:g} warm-up, then cosine decay",
-        "Optimiser": f"{optim.name}, peak learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}",
-        "Batch": f"{recipe.data.batch_size} images" + (f" in {optim.accumulate} parts" if optim.accumulate > 1 else ""),
-        "Augmentation": _augmentation(recipe.augment),
-        "Regularisation": f"label smoothing {recipe.label_smoothing:g}, drop path {recipe.drop_path:g}, {average}",
-        "Precision": f"{recipe.precision}, seed {recipe.seed}",
-    }
+    rows = in_words(story.run.recipe)
     return section("What was trained", definitions(rows) + note("Every setting is in recipe.json beside this page."))
 
 
@@ -324,40 +312,6 @@ def _listed(classes: str | list[str]) -> str:
 
 def _sure(mistake: dict[str, Any]) -> str:
     return f" ({mistake['probability']:.1%})" if "probability" in mistake else ""
-
-
-def _task(recipe: Recipe) -> str:
-    if recipe.task == "masked_patches":
-        return f"predict the {recipe.masked.target} of {recipe.masked.share:.0%} of the patches, which are corrupted"
-    several = recipe.task == "multilabel"
-    loss = BINARY if several or recipe.loss == "bce" else "cross-entropy"
-    words = f"{'several labels' if several else 'one class'} an image, {loss}"
-    words += f", class weights {recipe.class_weights}" if recipe.class_weights != "none" else ""
-    distill = recipe.distill
-    taught = f", {distill.alpha:.0%} of it from the teacher {distill.teacher} ({distill.kind})"
-    return words + (taught if distill.teacher else "")
-
-
-def _augmentation(augment: Augment) -> str:
-    crops = {
-        "resized": f"random crop of {_plain(augment.crop_scale)} of the area",
-        "padded": f"random shift, at most {augment.crop_padding} px",
-        "none": "no random crop",
-    }
-    parts = [crops[augment.crop]]
-    if augment.rand_augment:
-        parts.append(f"RandAugment {augment.rand_augment} x magnitude {augment.rand_augment_magnitude}")
-    for name in ("flip", "rotate", "color_jitter", "erasing", "mixup", "cutmix"):
-        if value := getattr(augment, name):
-            parts.append(f"{name.replace('_', ' ')} {value:g}")
-    return ", ".join(parts)
-
-
-def _plain(value: Any) -> str:
-    """A setting as people write it."""
-    if isinstance(value, list | tuple):
-        return " to ".join(_plain(part) for part in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _counted(number: int, thing: str) -> str:

@@ -74,7 +74,7 @@ class Scale:
 
 
 SMOKE = Scale("smoke", NANO, images=40, test_images=40, epochs=1, batch_size=16)
-CPU = Scale("cpu", NANO, images=2_000, test_images=10_000, epochs=20, batch_size=50)
+CPU = Scale("cpu", NANO, images=3_000, test_images=10_000, epochs=20, batch_size=50)
 GPU = Scale("gpu", PICO, images=50_000, test_images=10_000, epochs=100, batch_size=256, precision="bf16", workers=8)
 
 

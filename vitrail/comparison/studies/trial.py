@@ -160,7 +160,7 @@ def _setting(data: str, scale: Scale, seeds: int, final: dict[str, Any]) -> dict
     """Where and how large, for the head of the findings."""
     device = best_device().type
     return {
-        "data": data,
+        "data": Path(data).name if Path(data).expanduser().exists() else data,  # findings are shown to others
         "scale": scale.name,
         "seeds": seeds,
         "test_images": final["n"],
