@@ -31,7 +31,7 @@ def free_port() -> int:
 def start(world: int, folder: Path, words: list[str]) -> list[BaseProcess]:
     """`vitrail WORDS` in `world` processes with a common port; what they print goes to `folder`/<rank>.txt."""
     port = free_port()
-    started = []
+    started: list[BaseProcess] = []
     for rank in range(world):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {name: str(value) for name, value in place.items()} if world > 1 else {}

@@ -3,25 +3,32 @@ named and in no denominator."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import vitrail
 from PIL import Image
+from safetensors.torch import load_file
 from tiny_runs import bits, distance, read, stopped, tiny, weights
 
 from vitrail import checkpoint
+from vitrail.comparison.report import write_report
 from vitrail.errors import UserError
 from vitrail.recipe import Recipe, from_json
 from vitrail.run import build, load, open_data
 from vitrail.training import loop
 from vitrail.training.evaluate import evaluate
+from vitrail.training.predict import predict
+from vitrail.training.tasks.distill import Teacher
 
 
 @pytest.fixture(scope="module")
@@ -102,26 +109,118 @@ def test_the_number_of_loader_processes_changes_nothing(plain: Path, tmp_path: P
     assert bits(loop.fit(tiny(data__workers=2), tmp_path / "run")) == bits(plain)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"label_smoothing": 0.4},
-        {"augment__mixup": 0.0},
-        {"augment__cutmix": 0.0},
-        {"augment__erasing": 1.0},
-        {"drop_path": 0.5},
-        {"precision": "bf16"},
-        {"optim__name": "sgd"},
-        {"ema": None},
-        {"ema": 0.1},
+STRENGTHS = {"magnitude": 3, "std": 3.0, "prob": 0.5}
+GIVEN: dict[str, dict[str, Any]] = {
+    "": {},
+    "resized": {"augment__crop": "resized"},
+    "still": {"augment__crop": "none", "data__img_size": 10},
+    "erasing": {"augment__erasing": 1.0},
+    "rand_augment": {"augment__rand_augment": 2},
+    "rsqrt": {"schedule__name": "rsqrt"},
+    "masked": {"task": "masked_patches"},
+}
+EFFECTS: dict[str, list[tuple[str, Any]]] = {
+    "": [
+        ("model", "vit_pico_patch4_32"),
+        ("seed", 1),
+        ("data__batch_size", 31),
+        ("data__limit", 90),
+        ("data__mean", (0.4,)),
+        ("data__std", (0.4,)),
+        ("data__in_chans", 3),
+        ("data__repeats", 2),
+        ("data__balanced", True),
+        ("augment__crop_padding", 2),
+        ("augment__flip", 0.0),
+        ("augment__rotate", 0.0),
+        ("augment__rand_augment", 1),
+        ("augment__auto_augment", "svhn"),
+        ("augment__color_jitter", 0.5),
+        ("augment__erasing", 1.0),
+        ("augment__mixup", 0.0),
+        ("augment__cutmix", 0.0),
+        ("augment__mix_prob", 0.5),
+        ("optim__name", "sgd"),
+        ("optim__name", "momentum"),
+        ("optim__name", "adafactor"),
+        ("optim__lr", 1e-3),
+        ("optim__lr_batch", 64),
+        ("optim__weight_decay", 0.5),
+        ("optim__betas", (0.9, 0.9)),
+        ("optim__clip_grad", None),
+        ("optim__accumulate", 5),
+        ("optim__rho", 0.1),
+        ("optim__layer_decay", 0.5),
+        ("optim__head_lr", 2.0),
+        ("optim__head_weight_decay", 3.0),
+        ("schedule__name", "linear"),
+        ("schedule__name", "rsqrt"),
+        ("schedule__name", "constant"),
+        ("schedule__epochs", 1),
+        ("schedule__warmup_epochs", 0.5),
+        ("schedule__min_lr", 0.5),
+        ("schedule__frozen_epochs", 1),
+        ("loss", "bce"),
+        ("class_weights", "3=5,7=0.5"),
+        ("head_bias", 0.0),
+        ("label_smoothing", 0.4),
+        ("drop_path", 0.5),
+        ("dropout", 0.2),
+        ("ema", None),
+        ("ema", 0.1),
+        ("precision", "bf16"),
+        ("precision", "fp16"),
     ],
-    ids=lambda changes: "_".join(changes),
+    "resized": [("augment__crop", "padded"), ("augment__crop_scale", (0.5, 1.0)), ("data__interpolation", "nearest")],
+    "still": [("data__crop_pct", 0.6), ("data__img_size", 8)],
+    "erasing": [("augment__erasing_scale", (0.2, 0.3)), ("augment__erasing_fill", "mean")],
+    "rand_augment": [(f"augment__rand_augment_{name}", value) for name, value in STRENGTHS.items()],
+    "rsqrt": [("schedule__timescale_epochs", 3.0), ("schedule__cooldown_epochs", 1.0)],
+    "masked": [("task", "classify"), ("masked__share", 0.3), ("masked__target", "mean"), ("masked__target", "pixels")],
+}
+ELSEWHERE = {
+    *("data__source", "data__val_fraction", "pretrained", "initial_checkpoint"),
+    *("distill__teacher", "distill__kind", "distill__alpha", "distill__tau"),  # below
+    *("data__workers", "compile", "sharded", "checkpoint_minutes"),  # change nothing but the time
+}
+
+
+@pytest.fixture(scope="module")
+def bits_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], bytes]:
+    """The weights that a run ends with, by the name of what is given."""
+    made: dict[str, bytes] = {}
+
+    def run(given: str) -> bytes:
+        if given not in made:
+            made[given] = bits(loop.fit(tiny(**GIVEN[given]), tmp_path_factory.mktemp("given") / "run"))
+        return made[given]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "value"),
+    [(given, field, value) for given, fields in EFFECTS.items() for field, value in fields],
+    ids=lambda each: str(each).replace(" ", ""),
 )
-def test_every_part_of_a_recipe_has_an_effect(plain: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    out = loop.fit(tiny(**changes), tmp_path / "run")
-    assert bits(out) != bits(plain)
-    assert all(torch.isfinite(value).all() and value.dtype == torch.float32 for value in weights(out).values())
+def test_every_part_of_a_recipe_has_an_effect(
+    bits_of: Callable[[str], bytes], tmp_path: Path, given: str, field: str, value: Any
+) -> None:
+    out = loop.fit(tiny(**{**GIVEN[given], field: value}), tmp_path / "run")
+    assert bits(out) != bits_of(given)
+    assert all(torch.isfinite(each).all() and each.dtype == torch.float32 for each in weights(out).values())
     assert math.isfinite(read(out, "final.json")["loss"])
+
+
+def test_no_part_of_a_recipe_is_forgotten() -> None:
+    tried = {field for fields in EFFECTS.values() for field, _ in fields}
+    fields = set()
+    for each in dataclasses.fields(Recipe):
+        inner = getattr(Recipe(), each.name)
+        parts = dataclasses.fields(inner) if dataclasses.is_dataclass(inner) else []
+        fields |= {f"{each.name}__{part.name}" for part in parts} or {each.name}
+    assert tried | ELSEWHERE == fields
+    assert not tried & ELSEWHERE
 
 
 def test_training_learns(tmp_path: Path) -> None:
@@ -299,3 +398,129 @@ def test_a_run_is_not_scored_on_other_classes(plain: Path, tmp_path: Path) -> No
     root = photographs(tmp_path / "data", train=2, val=1)
     with pytest.raises(UserError, match=r"^data has 2 classes and the model 10; score it on data with the classes"):
         evaluate(plain, str(root))
+
+
+# ---------------------------------------------------------------------- several labels, a teacher, masked patches
+
+
+@pytest.fixture(scope="module")
+def lamps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of 40 dark pictures whose channels are lit as their labels say; some have none, some several."""
+    home = tmp_path_factory.mktemp("lamps")
+    colours, draw = ("red", "green", "blue"), np.random.default_rng(0)
+    rows = ["path,labels,split"]
+    for k in range(40):
+        lit = [bool(k >> channel & 1) for channel in range(3)]
+        pixels = draw.integers(0, 50, (8, 8, 3), dtype=np.uint8) + np.uint8(190) * np.array(lit, dtype=np.uint8)
+        Image.fromarray(pixels).save(home / f"{k}.png")
+        said = "|".join(name for name, on in zip(colours, lit, strict=True) if on)
+        rows.append(f"{k}.png,{said},{'train' if k < 24 else 'val'}")
+    (home / "lamps.csv").write_text("\n".join(rows))
+    return home / "lamps.csv"
+
+
+LAMPS = {"data__img_size": 8, "data__batch_size": 8, "data__limit": None, "schedule__epochs": 5, "optim__lr": 5e-3}
+
+
+def test_several_labels_from_training_to_prediction(lamps: Path, tmp_path: Path) -> None:
+    still = {"augment__mixup": 0.0, "augment__cutmix": 0.0, "drop_path": 0.0, "ema": 0.5}
+    out = loop.fit(tiny(data__source=str(lamps), **LAMPS, **still), tmp_path / "run")
+    assert from_json((out / "recipe.json").read_text()).task == "multilabel"
+    final = read(out, "final.json")
+    assert (final["metric"], final["n"], final["split"]) == ("map", 16, "val")
+    assert final["map"] > 0.95
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["val_map"] == pytest.approx(final["map"])
+    assert evaluate(out)["loss"] == pytest.approx(final["loss"], abs=1e-6)
+    dark, bright = predict(out, [lamps.parent / "0.png", lamps.parent / "7.png"], top=3)
+    assert [each["probability"] > 0.5 for each in (*dark["top"], *bright["top"])] == [False] * 3 + [True] * 3
+    assert "mean average precision" in write_report(out).read_text(encoding="utf-8")
+    said = vitrail("eval", out, "--json").json()
+    assert {key: said[key] for key in ("metric", "n", "map")} == {key: final[key] for key in ("metric", "n", "map")}
+    tried = vitrail("train", lamps, "--recipe", "quickstart", "--out", tmp_path / "tried", "--smoke", "--json")
+    assert tried.code == 0, tried.err
+    assert tried.json()["metric"] == "map"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("class_weights", "red=3,blue=0.5"), ("label_smoothing", 0.4), ("augment__cutmix", 0.0), ("optim__rho", 0.1)],
+)
+def test_parts_of_a_recipe_have_an_effect_on_several_labels(
+    lamps: Path, tmp_path: Path, field: str, value: Any
+) -> None:
+    recipe = {"data__source": str(lamps), **LAMPS, "schedule__epochs": 2}
+    out, other = loop.fit(tiny(**recipe), tmp_path / "one"), loop.fit(tiny(**recipe | {field: value}), tmp_path / "two")
+    assert bits(out) != bits(other)
+
+
+STILL = {"crop": "none", "flip": 0.0, "rotate": 0.0, "mixup": 0.0, "cutmix": 0.0}
+PUPIL = {"data__limit": 48, "data__batch_size": 16, **{f"augment__{name}": value for name, value in STILL.items()}}
+TEACHING: dict[str, dict[str, Any]] = {
+    "hard": {},
+    "hard, more": {"distill__alpha": 0.9},
+    "soft": {"distill__kind": "soft"},
+    "soft, warm": {"distill__kind": "soft", "distill__tau": 3.0},
+    "token": {"model": "deit_tiny_distilled_patch16_224", "data__img_size": 16, "data__limit": 16},
+    "other images": {"augment__flip": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def untaught(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    return bits(loop.fit(tiny(**PUPIL), tmp_path_factory.mktemp("untaught") / "run"))
+
+
+@pytest.mark.parametrize("way", TEACHING)
+def test_a_pupil_goes_on_with_what_its_teacher_has_said(
+    plain: Path, untaught: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    recipe = tiny(**PUPIL | {"distill__teacher": str(plain)} | TEACHING[way])
+    straight = loop.fit(recipe, tmp_path / "straight")
+    assert bits(straight) != untaught
+    ways = [name for name in TEACHING if name != "token"]
+    if way in ways[1:]:
+        before = ways[ways.index(way) - 1]
+        other = loop.fit(tiny(**PUPIL | {"distill__teacher": str(plain)} | TEACHING[before]), tmp_path / "other")
+        assert bits(other) != bits(straight)
+    kept = way != "other images"
+    assert (straight / "teacher.safetensors").exists() == kept
+    out = stopped(monkeypatch, tmp_path / "run", 1, recipe)
+    asked: list[int] = []
+    ask = Teacher.__call__
+
+    def noted(teacher: Teacher, images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return ask(teacher, images)
+
+    monkeypatch.setattr(Teacher, "__call__", noted)
+    loop.resume(out)
+    assert bits(out) == bits(straight)
+    assert bool(asked) != kept
+    assert evaluate(out)["loss"] == pytest.approx(read(out, "final.json")["loss"], abs=1e-6)
+
+
+FEW = ["--data.limit", 48, "--data.batch-size", 16, "--data.workers", 0, "--schedule.epochs", 2]
+
+
+def test_masked_patches_then_classes(tmp_path: Path) -> None:
+    said = vitrail("train", "digits", *FEW, "--task", "masked_patches", "--out", tmp_path / "run", "--json")
+    assert said.code == 0, said.err
+    final = read(tmp_path / "run", "final.json")
+    assert final["metric"] == "patch_accuracy"
+    score = vitrail("eval", tmp_path / "run", "--json").json()
+    assert {key: score[key] for key in ("n", "patches", "patch_accuracy")} == {
+        key: final[key] for key in ("n", "patches", "patch_accuracy")
+    }
+    assert score["loss"] == pytest.approx(final["loss"], abs=1e-6)
+    first = tmp_path / "run" / "model.safetensors"
+    words = ["--initial-checkpoint", first, "--head-bias", "0", "--optim.lr", "1e-9", "--out", tmp_path / "tuned"]
+    said = vitrail("train", "digits", *FEW, *words, "--json")
+    assert said.code == 0, said.err
+    assert said.json()["metric"] == "top1"
+    assert said.json()["loss"] == pytest.approx(math.log(10), abs=1e-4), "the head starts from 0"
+    before, after = load_file(first), weights(tmp_path / "tuned")
+    assert before.keys() == after.keys()
+    assert all(torch.allclose(before[key], after[key], rtol=0, atol=1e-6) for key in before if "head" not in key)
+    random = build(replace(load(tmp_path / "tuned").recipe, initial_checkpoint=""), 10).state_dict()
+    assert any(not torch.allclose(random[key], after[key], atol=1e-4) for key in before if "head" not in key)

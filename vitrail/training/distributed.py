@@ -41,7 +41,10 @@ def is_main() -> bool:
 @contextlib.contextmanager
 def process_group(always: bool = False) -> Iterator[None]:
     """Join the other processes that torchrun has started, and leave them at the end; `always`: even where there are
-    none, as FSDP needs. All but the first process then keep quiet. Within a group this does nothing."""
+    none, as FSDP needs. All but the first process then log nothing but errors. Within a group this does nothing.
+
+    A UserError that several processes meet is raised by one of them; the others raise Lost.
+    """
     launched = "RANK" in os.environ and "MASTER_ADDR" in os.environ
     if dist.is_initialized() or not (launched or always):
         yield
@@ -60,9 +63,21 @@ def process_group(always: bool = False) -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     try:
         yield
+    except UserError as error:
+        if _others_have_said():
+            raise Lost from error
+        raise
     finally:
         logger.setLevel(level)
         dist.destroy_process_group()
+
+
+def _others_have_said() -> bool:
+    """Whether another process of the group has asked this before, or has ended: then it has said what is wrong."""
+    try:
+        return dist.distributed_c10d._get_default_store().add("what is wrong", 1) > 1
+    except dist.DistError:
+        return True
 
 
 def total(value: Tensor) -> Tensor:

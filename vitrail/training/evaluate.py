@@ -31,6 +31,8 @@ def score(model: nn.Module, loader: Loader, device: torch.device) -> Scored:
         damaged += batch.damaged
         if len(batch.images):
             rows.append((model(batch.images.to(device)).float().cpu(), batch.labels, batch.index))
+        elif world() > 1:  # where weights are shared out, all processes must take part
+            model(no_image(model).to(device))
     model.train(was_training)
     shares = gathered((rows, damaged))
     rows, damaged = [row for share in shares for row in share[0]], [name for share in shares for name in share[1]]
@@ -39,6 +41,11 @@ def score(model: nn.Module, loader: Loader, device: torch.device) -> Scored:
     logits, labels, index = (torch.cat(column) for column in zip(*rows, strict=True))
     order = index.argsort()
     return Scored(logits[order], labels[order], index[order], damaged)
+
+
+def no_image(model: Any) -> Tensor:
+    """(1, C, S, S): what a process shows a model of which it has a part, when it has no image and others have."""
+    return torch.zeros(1, model.config.in_chans, model.config.img_size, model.config.img_size)
 
 
 def evaluate(
@@ -85,10 +92,11 @@ def evaluate(
         world=world(),
     )
     head = {"run": str(run.folder or recipe.model), "weights": run.weights, "data": source.name, "split": split}
-    return {**head, **_numbers(run, source, loader, source.splits[split].name)}
+    return head | numbers(run, source, loader, split)
 
 
-def _numbers(run: Run, source: Source, loader: Loader, name: Any) -> dict[str, Any]:
+def numbers(run: Run, source: Source, loader: Loader, split: str) -> dict[str, Any]:
+    """What `evaluate` finds on the images of a split, through a loader of them."""
     from vitrail.training.tasks.masked_patches import MaskedPatches, restored  # the tasks need this file
 
     device, recipe = best_device(), run.recipe
@@ -99,8 +107,8 @@ def _numbers(run: Run, source: Source, loader: Loader, name: Any) -> dict[str, A
     scored = score(run.model.to(device), loader, device)
     scored = replace(scored, logits=scored.logits[:, order])
     if recipe.task == "multilabel":
-        return several_labels(scored, source.classes, name)
-    return one_label(scored, source.classes, name, recipe.loss == "bce")
+        return several_labels(scored, source.classes, source.splits[split].name)
+    return one_label(scored, source.classes, source.splits[split].name, recipe.loss == "bce")
 
 
 def outputs_of(run: Run, source: Source, what: str = "model", use: str = "score it") -> list[int]:

@@ -4,9 +4,29 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from vitrail.data.loader import Batch, Loader
+
+
+class Asked(Exception):
+    """The run was asked to stop while it scored images: nothing has changed since its last step."""
+
+
+class Heeding:
+    """A loader that asks after every batch whether to go on: scoring may take minutes, a stop should take seconds."""
+
+    def __init__(self, loader: Loader, asked: Callable[[], bool]):
+        self.loader, self.asked = loader, asked
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The loader's batches. Raises Asked between two of them."""
+        for batch in self.loader.epoch(epoch, start):
+            yield batch
+            if self.asked():
+                raise Asked
 
 
 class Stop:

@@ -2,7 +2,9 @@
 
 The batch of a step is that of all processes together. Each takes its share and weighs its loss by it, and the gradients
 are summed, so that an update is the same however many processes, micro-batches and damaged images there are. SAM takes
-its first step along the gradient of the whole batch too (the papers let each process climb its own share).
+its first step along the gradient of the whole batch too (the papers let each process climb its own share). BatchNorm
+alone tells processes apart: on GPUs it normalises with the whole batch, on CPUs each process with its share, as it does
+with each micro-batch. What it remembers is then the mean of theirs by their images, so that all score one model.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.data.loader import Batch, hash_seed
@@ -31,20 +34,19 @@ class Learner:
 
     def __init__(self, recipe: Recipe, task: Task, model: nn.Module, device: torch.device, labels: Tensor):
         """`labels` are those of two images, of the kind that the source has."""
-        self.recipe, self.task, self.device = recipe, task, device
+        self.recipe, self.task, self.model, self.device = recipe, task, model, device
         data = recipe.data
         # what stands in where a process has no image of a batch: it counts nothing, but all must take part
         images = torch.zeros(2, data.in_chans or 3, data.img_size or 1, data.img_size or 1)
         self.nothing = Batch(images, labels, torch.zeros(2, dtype=torch.long), [])
         self.heads: list[nn.Module] = model.heads()  # type: ignore[operator]
         self.module = task.module(model).to(device)
-        self.unreached = world() > 1 and not recipe.sharded and self._some_are_not_reached()
+        if world() > 1 and device.type == "cuda":
+            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         if recipe.sharded:
             from vitrail.training.sharded import shard
 
             shard(self.module)
-        elif world() > 1 and device.type == "cuda":
-            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)
         if recipe.compile:
             self.module.compile()
         self.optimizer = optimizer(self.module, recipe.optim)
@@ -65,15 +67,20 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr * group["lr_scale"]
         mine = len(batch.images)
-        images = float(total(torch.tensor(float(mine))))
+        shares = torch.zeros(world(), dtype=torch.float64)
+        shares[rank()] = mine
+        shares = total(shares)
+        images, count = float(shares.sum()), min(self.recipe.optim.accumulate, int(shares.max()))
         torch.manual_seed(seed)
         parts = self.task.prepare(self._on_device(batch if mine else self.nothing))
-        share = 1 / images if mine else 0.0
-        loss = self._backward(parts, share, seed)
+        chunks = list(zip(*(part.tensor_split(count) for part in parts), strict=True))
+        each = 1 / images if mine else 0.0
+        loss = self._backward(chunks, each, seed)
+        self._share_statistics(mine / images)
         if self.recipe.optim.rho:
             restore = ascend(list(self.module.parameters()), self.recipe.optim.rho)
             with frozen_statistics(self.module):
-                self._backward(parts, share, seed)
+                self._backward(chunks, each, seed)
             restore()
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.recipe.optim.clip_grad or math.inf)
@@ -94,19 +101,34 @@ class Learner:
         overflow = self.scaler.is_enabled() and self.scaler.get_scale() > 1
         return None if math.isfinite(norm) or overflow else f"the gradient's norm became {norm}"
 
-    def _backward(self, parts: Sequence[Tensor], share: float, seed: int) -> Tensor:
-        """Add up the gradients of all micro-batches; this process's part of the mean loss."""
+    def _backward(self, chunks: Sequence[tuple[Tensor, ...]], each: float, seed: int) -> Tensor:
+        """Add up the gradients of all micro-batches, each image weighing `each`; this process's part of the mean loss.
+
+        All processes have as many. An empty one, at the end of a share that is smaller than others, is the first one
+        once more, and counts nothing.
+        """
         torch.manual_seed(hash_seed(seed, rank()))
         loss_of_all = torch.zeros((), device=self.device)
-        chunks = list(zip(*(part.chunk(self.recipe.optim.accumulate) for part in parts), strict=True))
         for k, chunk in enumerate(chunks):
-            with self._together(k == len(chunks) - 1):
+            n = len(chunk[0])
+            unseen = contextlib.nullcontext() if n else frozen_statistics(self.module)
+            with self._together(k == len(chunks) - 1), unseen:
                 with torch.autocast(self.device.type, self._half(), enabled=self.recipe.precision != "fp32"):
-                    loss = self.task.loss(self.replica, *chunk) * (len(chunk[0]) * share)
+                    loss = self.task.loss(self.replica, *(chunk if n else chunks[0])) * (n * each)
                 # DDP and FSDP take the mean over processes; the sum is wanted
                 self.scaler.scale(loss * world()).backward()
             loss_of_all += loss.detach()
         return loss_of_all
+
+    def _share_statistics(self, share: float) -> None:
+        """What BatchNorm has learned of the processes' images, averaged by how many each has (SyncBatchNorm does)."""
+        if world() == 1 or self.device.type == "cuda":
+            return
+        for norm in self.module.modules():
+            if isinstance(norm, _BatchNorm) and norm.training and norm.track_running_stats:
+                for kept in (norm.running_mean, norm.running_var):
+                    if kept is not None:
+                        kept.copy_(total(kept * share))
 
     def _on_device(self, batch: Batch) -> Batch:
         images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
@@ -126,16 +148,20 @@ class Learner:
     # ------------------------------------------------------------------ modes
 
     def train(self, frozen: bool) -> None:
-        """Training mode. `frozen`: all but the last layer stays as it is, without dropout, and gets no gradient."""
+        """Training mode. `frozen`: all but the last layer, and what the task adds to the model, stays as it is, without
+        dropout, and gets no gradient."""
         if frozen != self.frozen:
             self.frozen = frozen
             head = {parameter for layer in self.heads for parameter in layer.parameters()}
+            body = {parameter for parameter in self.model.parameters() if parameter not in head}
             for parameter in self.learned:
-                parameter.requires_grad_(not frozen or parameter in head)
+                parameter.requires_grad_(not frozen or parameter not in body)
             if world() > 1 and not self.recipe.sharded:
                 # anew, since it knows at its making which parameters have gradients
                 ids = [self.device.index or 0] if self.device.type == "cuda" else None
-                self.replica = DistributedDataParallel(self.module, ids, find_unused_parameters=self.unreached)
+                self.replica = DistributedDataParallel(
+                    self.module, ids, find_unused_parameters=self._some_are_not_reached()
+                )
         self.module.train(not frozen)
         for layer in self.heads:
             layer.train()

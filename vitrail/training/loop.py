@@ -14,10 +14,11 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -39,8 +40,8 @@ from vitrail.run import (
     save_weights,
     start,
 )
+from vitrail.training.damage import Damaged
 from vitrail.training.distributed import (
-    gathered,
     greatest,
     is_main,
     main_first,
@@ -50,8 +51,8 @@ from vitrail.training.distributed import (
     total,
     world,
 )
-from vitrail.training.evaluate import evaluate
-from vitrail.training.interrupt import Stop, stop_signals
+from vitrail.training.evaluate import numbers
+from vitrail.training.interrupt import Asked, Heeding, Stop, stop_signals
 from vitrail.training.learner import Learner
 from vitrail.training.limits import check_numbers
 from vitrail.training.log import Log, Record
@@ -61,7 +62,6 @@ from vitrail.training.schedule import learning_rate
 from vitrail.training.tasks import choose_task
 from vitrail.training.tasks.masked_patches import MaskedPatches, save_task
 
-MOST_DAMAGED = 0.05
 logger = logging.getLogger("vitrail")
 
 
@@ -82,10 +82,11 @@ def fit(recipe: Recipe, out: Path) -> Path:
             source = open_data(recipe)
             recipe = resolve(recipe, source)
         trainer = Trainer(recipe, out, source)
-        with main_first():
-            if is_main():
-                start(out, recipe, source.classes)
-        return trainer.train(None)
+        with alone(out):
+            with main_first():
+                if is_main():
+                    start(out, recipe, source.classes)
+            return trainer.train(None)
 
 
 def resume(out: Path) -> Path:
@@ -94,7 +95,7 @@ def resume(out: Path) -> Path:
     if (out / "final.json").exists() and (out / "model.safetensors").exists():
         logger.warning("%s is finished; nothing is left to train", out)
         return out
-    with process_group(recipe.sharded):
+    with process_group(recipe.sharded), alone(out):
         with main_first():
             source = open_data(recipe)
             if source.classes != classes:
@@ -105,6 +106,13 @@ def resume(out: Path) -> Path:
         if last is not None:  # it holds all weights: those that the run started from may be gone by now
             recipe = replace(recipe, pretrained=False, initial_checkpoint="")
         return Trainer(recipe, out, source).train(last)
+
+
+@contextlib.contextmanager
+def alone(out: Path) -> Iterator[None]:
+    """Have the run folder for these processes alone. Raises UserError on the main one where others have it."""
+    with checkpoint.lock(out) if is_main() else contextlib.nullcontext():
+        yield
 
 
 class Trainer:
@@ -146,6 +154,9 @@ class Trainer:
             train, transform, shuffle=True, drop_last=full, repeats=data.repeats, balanced=data.balanced
         )
         self.watched = loader(held_out, preprocessing(data), shuffle=False)
+        self.last_split, self.last = self.split, self.watched
+        if self.split == "val" and "test" in source.splits:
+            self.last_split, self.last = "test", loader(source.splits["test"], preprocessing(data), shuffle=False)
         with main_first():  # what the first one downloads, the others find
             self.task = choose_task(recipe, source, self.device, out)
             self.model = build(recipe, len(source.classes))
@@ -153,7 +164,7 @@ class Trainer:
         self.learner = Learner(recipe, self.task, self.model, self.device, several)
         self.epoch, self.step, self.history = 0, 0, []  # type: tuple[int, int, list[Record]]
         self.losses = torch.zeros(2, dtype=torch.float64)  # of this epoch: sum over images, images
-        self.damaged: set[str] = set()
+        self.damaged = Damaged(source, data.source, len(train) + len(held_out))
         self.images_per_s = 0.0  # of this epoch, so far
         self.whole = True  # whether the weights are those of self.step, and may be saved
 
@@ -166,7 +177,7 @@ class Trainer:
             if self.recipe.sharded:
                 from vitrail.training import sharded
 
-                sharded.load(last, self.learner)
+                sharded.load(last, self.learner, state)
             else:
                 self.learner.restore(state)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -181,19 +192,19 @@ class Trainer:
                 f"started, so the same run cannot go on; restore the data, or train anew with another --out"
             )
         self.epoch, self.step, self.history = state["epoch"], state["step"], state["history"]
-        self.losses, self.damaged = state["losses"], set(state["damaged"])
+        self.losses, self.damaged.names = state["losses"], set(state["damaged"])
 
     def save(self) -> Path:
         """Write a checkpoint: everything that decides what comes next."""
         self.saved = time.monotonic()
-        self.share_damaged()
+        self.damaged.share()
         state = {
             "images": len(self.source.splits["train"]),
             "epoch": self.epoch,
             "step": self.step,
             "losses": self.losses,
             "history": self.history,
-            "damaged": sorted(self.damaged),
+            "damaged": sorted(self.damaged.names),
         }
         folder = self.out / "checkpoints"
         if self.recipe.sharded:
@@ -208,9 +219,6 @@ class Trainer:
     def train(self, last: Path | None) -> Path:
         """From a checkpoint, or from the start, to a finished run folder."""
         with contextlib.ExitStack() as held:
-            if is_main():
-                held.enter_context(checkpoint.lock(self.out))
-                checkpoint.clean(self.out)
             if last is not None:
                 self.restore(last)
             epochs, steps = self.recipe.schedule.epochs, len(self.loader)
@@ -224,14 +232,14 @@ class Trainer:
             self.announce(display, last is not None)
             while self.epoch < epochs:
                 self.train_epoch(stop, display)
-                record = self.finish_epoch()
+                record = self.finish_epoch(stop)
                 if log is not None:
                     log.write(record)
                 display.epoch(record)
                 path = self.save()
                 self.stop_if_asked(stop, path)
             display.say(f"scoring the {self.source.name} images held out")
-            self.finish()
+            self.finish(stop)
         return self.out
 
     def announce(self, display: Display, resumed: bool) -> None:
@@ -260,8 +268,8 @@ class Trainer:
         start = self.step - self.epoch * len(self.loader)
         began, seen = time.monotonic(), 0.0
         for batch in self.loader.epoch(self.epoch, start):
-            self.name_damaged(batch.damaged)
-            self.refuse_damaged()
+            self.damaged.name(batch.damaged)
+            self.damaged.refuse_too_many()
             images = float(total(torch.tensor(float(len(batch.images)))))
             self.whole = False
             if images:
@@ -293,14 +301,14 @@ class Trainer:
         self.learner.apply()
         return loss
 
-    def finish_epoch(self) -> Record:
+    def finish_epoch(self, stop: Stop) -> Record:
         """Score the held-out images and close the epoch's books."""
-        with self.learner.averaged():
-            scored = self.task.score(self.learner.module, self.watched, self.device)
+        with self.heeding(stop) as heed, self.learner.averaged():
+            scored = self.task.score(self.learner.module, heed(self.watched), self.device)
         self.epoch += 1
-        self.name_damaged(scored["damaged"])
-        self.share_damaged()
-        self.refuse_damaged()
+        self.damaged.name(scored["damaged"])
+        self.damaged.share()
+        self.damaged.refuse_too_many()
         metric = self.task.metric
         record: Record = {
             "epoch": self.epoch,
@@ -312,58 +320,35 @@ class Trainer:
             "val_loss": scored["loss"],
             f"val_{metric}": scored[metric],
             "images_per_s": round(self.images_per_s, 1),
-            "damaged": len(self.damaged),
+            "damaged": len(self.damaged.names),
         }
         self.losses.zero_()
         self.history.append(record)
         return record
 
-    def finish(self) -> None:
+    def finish(self, stop: Stop) -> None:
         """Write the weights, then the final scores: a run is finished when `final.json` exists."""
-        with self.learner.averaged():
+        said = {"run": str(self.out), "weights": f"trained in {self.out}", "data": self.source.name}
+        with self.heeding(stop) as heed, self.learner.averaged():
             state = self.learner.whole()
             if is_main():
                 save_weights(self.out, own_weights(state, self.recipe))
             if isinstance(self.task, MaskedPatches):
                 if is_main():
                     save_task(self.out, state)
-                said = {"run": str(self.out), "weights": f"trained in {self.out}", "data": self.source.name}
-                final = (
-                    said
-                    | {"split": self.split, "metric": self.task.metric}
-                    | self.task.score(self.learner.module, self.watched, self.device)
-                )
+                scores = self.task.score(self.learner.module, heed(self.last), self.device)
+                scores["metric"] = self.task.metric
             else:
-                run = Run(self.learner.module, self.recipe, self.source.classes, f"trained in {self.out}", self.out)
-                final = evaluate(run, source=self.source)
-        self.name_damaged(final["damaged"])
-        self.share_damaged()
+                run = Run(self.learner.module, self.recipe, self.source.classes, said["weights"], self.out)
+                scores = numbers(run, self.source, heed(self.last), self.last_split)
+        final = said | {"split": self.last_split} | scores
+        self.damaged.name(final["damaged"])
+        self.damaged.share()
         if is_main():
-            for name, value in (("damaged.json", sorted(self.damaged)), ("final.json", final)):
+            for name, value in (("damaged.json", sorted(self.damaged.names)), ("final.json", final)):
                 checkpoint.write_file(self.out / name, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
 
     # ------------------------------------------------------------------ what can go wrong
-
-    def name_damaged(self, names: list[str]) -> None:
-        """Say each damaged file once."""
-        for name in names:
-            if name not in self.damaged:
-                self.damaged.add(name)
-                logger.warning("left out: %s", name)
-
-    def share_damaged(self) -> None:
-        """What any process found damaged, all know."""
-        for names in gathered(sorted(self.damaged)):
-            self.name_damaged(names)
-
-    def refuse_damaged(self) -> None:
-        """Raises UserError where more than 5 % of the images that an epoch reads are damaged."""
-        images = len(self.source.splits["train"]) + len(self.source.splits[self.split])
-        if len(self.damaged) > max(MOST_DAMAGED * images, 1):
-            raise UserError(
-                f"{len(self.damaged)} of {images:,} images of {self.source.name} are damaged, more than "
-                f"{MOST_DAMAGED:.0%}; `vitrail doctor {self.recipe.data.source}` lists them all"
-            )
 
     def stop_if_asked(self, stop: Stop, saved: Path | None = None) -> None:
         """Stop where any process was told to; write a checkpoint where one is due and none of this step is `saved`."""
@@ -374,6 +359,14 @@ class Trainer:
         if signum:
             said = f"stopped at step {self.step}, saved {saved}; --resume {self.out} goes on" if is_main() else ""
             raise Interrupted(signum, said)
+
+    @contextlib.contextmanager
+    def heeding(self, stop: Stop) -> Iterator[Callable[[Loader], Any]]:
+        """What makes a loader heed `stop`. Once the module has its own weights back, the run is saved and ends."""
+        try:
+            yield lambda loader: Heeding(loader, lambda: greatest(stop.signum or 0)[0] > 0)
+        except Asked:
+            self.stop_if_asked(stop)
 
     @contextlib.contextmanager
     def failures(self, stop: Stop) -> Iterator[None]:

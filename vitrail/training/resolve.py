@@ -46,7 +46,16 @@ def resolve(recipe: Recipe, source: Source) -> Recipe:
     teacher = recipe.distill.teacher
     if teacher and Path(teacher).is_dir():
         recipe = replace(recipe, distill=replace(recipe.distill, teacher=str(Path(teacher).absolute())))
-    return scaled_for_batch(replace(recipe, data=data))
+    weights = recipe.initial_checkpoint
+    if weights and Path(weights).exists():
+        recipe = replace(recipe, initial_checkpoint=str(Path(weights).absolute()))
+    scaled = scaled_for_batch(replace(recipe, data=data))
+    if scaled.optim.lr != recipe.optim.lr:
+        source.notes.append(
+            f"learning rate {recipe.optim.lr:g} for batches of {recipe.optim.lr_batch}, so {scaled.optim.lr:g} for "
+            f"{data.batch_size}"
+        )
+    return scaled
 
 
 def _task(recipe: Recipe, source: Source) -> Any:

@@ -59,20 +59,35 @@ def save(folder: Path, step: int, state: dict[str, Any], learner: Learner) -> Pa
     writer = dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
     with checkpoint.writing(temporary) if is_main() else contextlib.nullcontext():
         dcp.save(_tensors(learner.module, learner.optimizer, learner.average), storage_writer=writer)
+    state = state | {"scaler": learner.scaler.state_dict()}
     path: Path = told(checkpoint.finish(temporary, step, state) if is_main() else None)
     return path
 
 
-def load(path: Path, learner: Learner) -> None:
-    """The parts that `save` wrote, on any number of processes. Raises RuntimeError for another model's."""
+def load(path: Path, learner: Learner, state: dict[str, Any]) -> None:
+    """The parts that `save` wrote, on any number of processes; `state` is what it wrote beside them.
+
+    Raises RuntimeError for another model's, or another optimiser's.
+    """
     module, optimizer, average = learner.module, learner.optimizer, learner.average
-    state = _tensors(module, optimizer, average)
-    checkpoint.read_tensors(path, state)
+    tensors = _tensors(module, optimizer, average)
+    written = set(dcp.HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata)
+    strange = sorted(name for name in written - tensors.keys() if name.startswith("optimizer."))
+    if strange:
+        raise RuntimeError(f"its optimiser is not this one: it keeps {strange[0]}")
+    # torch gives every parameter a state; one that has not learned yet, as in frozen epochs, has none
+    learned = {_learner_of(key) for key in written}
+    fresh = {name: parameter for name, parameter in module.named_parameters() if name not in learned}
+    tensors = {key: value for key, value in tensors.items() if _learner_of(key) not in fresh}
+    checkpoint.read_tensors(path, tensors)
     flat: Any = get_optimizer_state_dict(module, optimizer, options=FLAT)
-    flat |= {name.removeprefix("optimizer."): state[name] for name in state if name.startswith("optimizer.")}
+    flat |= {name.removeprefix("optimizer."): value for name, value in tensors.items() if name.startswith("optimizer.")}
     set_optimizer_state_dict(module, optimizer, flat, options=FLAT)
+    for parameter in fresh.values():
+        optimizer.state.pop(parameter, None)
+    learner.scaler.load_state_dict(state["scaler"])
     if average is not None:
-        average.load_state_dict({name.removeprefix("ema."): state[name] for name in state if name.startswith("ema.")})
+        average.load_state_dict({key.removeprefix("ema."): tensors[key] for key in tensors if key.startswith("ema.")})
 
 
 def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, average: Average | None) -> dict[str, Tensor]:
@@ -88,6 +103,12 @@ def _tensors(module: nn.Module, optimizer: torch.optim.Optimizer, average: Avera
         for name, value in state.items()
         if isinstance(value, Tensor)  # rates and decays are the recipe's
     }
+
+
+def _learner_of(key: str) -> str:
+    """optimizer.state.blocks.0.norm.weight.exp_avg -> blocks.0.norm.weight, whose state it is; else nothing."""
+    before, _, after = key.partition("optimizer.state.")
+    return "" if before else after.rpartition(".")[0]
 
 
 def _layers(module: nn.Module) -> int:

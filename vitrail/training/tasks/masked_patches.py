@@ -33,7 +33,8 @@ from vitrail.errors import UserError
 from vitrail.layers.blocks import init_truncated_normal
 from vitrail.recipe import Recipe
 from vitrail.run import Run
-from vitrail.training.distributed import gathered
+from vitrail.training.distributed import gathered, world
+from vitrail.training.evaluate import no_image
 
 LEVELS = 8  # of a channel: 3 bits
 FILE = "masked_patches.safetensors"
@@ -149,6 +150,8 @@ class MaskedPatches:
                 *inputs, targets = self._parts(batch.images.to(device), batch.index, 0)
                 for key, value in self._sums(module(*inputs).float(), targets).items():
                     sums[key] = sums.get(key, torch.zeros_like(value)) + value
+            elif world() > 1:  # where weights are shared out, all processes must take part
+                module(*self._parts(no_image(module.model).to(device), torch.zeros(1, dtype=torch.long), 0)[:-1])
         module.train(was_training)
         every = gathered((sums, images, damaged))
         damaged = [name for share in every for name in share[2]]
