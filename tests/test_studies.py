@@ -39,7 +39,13 @@ from vitrail.training import loop
 NAMES = list(list_studies())
 
 COMPARED = {  # what the arms of a study may differ in
-    "augmentation": {"augment.rand_augment", "augment.mixup", "schedule.epochs", "schedule.warmup_epochs"},
+    "augmentation": {
+        "augment.rand_augment",
+        "augment.rand_augment_magnitude",
+        "augment.mixup",
+        "schedule.epochs",
+        "schedule.warmup_epochs",
+    },
     "distillation": {"model", "distill.kind", "distill.alpha", "distill.tau", "optim.lr"},
     "masked_pretraining": {"task", "label_smoothing", "schedule.epochs", "schedule.warmup_epochs"},
     "resolution": {
