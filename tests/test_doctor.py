@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
-from vitrail.data.doctor import doctor, print_findings
+from vitrail.data.doctor import _look, doctor, print_findings
 from vitrail.data.show import show_batch
+from vitrail.data.sources import Split
+from vitrail.data.write_shards import _read
 from vitrail.errors import UserError
 from vitrail.recipe import Augment
 
@@ -130,3 +135,25 @@ def test_show_batch_of_grey_and_of_an_unwritable_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         show_batch(str(tmp_path / "a.npz"), tmp_path / "file" / "a.png", augment=Augment(), img_size=8, versions=1)
+
+
+class Deadly(Split):
+    """Images of which one ends the process that reads it."""
+
+    labels = [0] * 70
+
+    def read(self, i: int) -> torch.Tensor:
+        if i == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.zeros(3, 4, 4, dtype=torch.uint8)
+
+    def name(self, i: int) -> str:
+        return str(i)
+
+
+def test_a_killed_process_is_one_sentence() -> None:
+    reading = (lambda: _look("train", Deadly(), 1, False), lambda: list(_read("train", Deadly(), 0, 1, False)))
+    for work in reading:
+        with pytest.raises(UserError, match=r"^one of 1 processes that read the images was killed") as error:
+            work()
+        assert "\n" not in str(error.value)

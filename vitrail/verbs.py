@@ -8,7 +8,6 @@ from pathlib import Path
 from vitrail.comparison.report import write_report
 from vitrail.errors import UserError
 from vitrail.recipe import Recipe
-from vitrail.run import read_recipe
 from vitrail.training import loop
 from vitrail.training.distributed import is_main, process_group, told
 
@@ -21,12 +20,11 @@ def train(recipe: Recipe | None = None, *, out: str | Path | None = None, resume
     """
     if (recipe is None) == (resume is None):
         raise UserError("give either a recipe to start with or a run to resume")
-    chosen = recipe or read_recipe(Path(str(resume)))[0]
-    with process_group(chosen.sharded):
-        if resume is not None:
-            folder = loop.resume(Path(resume))
+    with process_group():
+        if recipe is None:
+            folder = loop.resume(Path(str(resume)))
         else:
-            folder = loop.fit(chosen, Path(out) if out else told(fresh_folder(chosen)))
+            folder = loop.fit(recipe, Path(out) if out else told(fresh_folder(recipe)))
         if is_main():
             write_report(folder)
     return folder

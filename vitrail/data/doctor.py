@@ -34,7 +34,7 @@ from rich.table import Table
 from rich.text import Text
 from torch.utils.data import DataLoader
 
-from vitrail.data.loader import start_worker
+from vitrail.data.loader import named_dead, start_worker
 from vitrail.data.read import Header, ImageError, decode_image, read_header
 from vitrail.data.sources import Source, Split, class_counts, find_source, label_problems
 
@@ -115,7 +115,8 @@ def _look(name: str, split: Split, workers: int, progress: bool) -> list[Finding
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
     bar = track(looked, f"looking at {name}", len(batches), console=console, transient=True, disable=hidden)
-    return [finding for batch in bar for finding in batch]
+    with named_dead(batches.num_workers):
+        return [finding for batch in bar for finding in batch]
 
 
 class _Looking:

@@ -34,7 +34,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vitrail.data.loader import start_worker
+from vitrail.data.loader import named_dead, start_worker
 from vitrail.data.read import ImageError, decode_image, image_format
 from vitrail.data.sources import Source, Split, find_source, label_problems
 from vitrail.errors import UserError
@@ -125,8 +125,10 @@ def _read(name: str, split: Split, seed: int, workers: int, progress: bool) -> I
     looked = iter(batches)  # before the bar's thread starts: the workers are forked here
     console = Console(stderr=True)
     hidden = not (progress and console.is_terminal)
-    for batch in track(looked, f"writing {name}", len(batches), console=console, transient=True, disable=hidden):
-        yield from batch
+    bar = track(looked, f"writing {name}", len(batches), console=console, transient=True, disable=hidden)
+    with named_dead(batches.num_workers):
+        for batch in bar:
+            yield from batch
 
 
 class _Files:

@@ -88,10 +88,12 @@ class Learner:
 
     def apply(self) -> None:
         """The update that the gradients ask for."""
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
-        if self.average is not None:
+        skipped = self.scaler.get_scale() < scale  # the gradient had overflowed
+        if self.average is not None and not skipped:
             self.average.update(self.module)
 
     def diverged(self, loss: float, norm: float) -> str | None:

@@ -32,7 +32,7 @@ from vitrail.data.sources import Source
 from vitrail.errors import UserError
 from vitrail.recipe import Augment, Data, Recipe
 from vitrail.run import Run, load, preprocessing
-from vitrail.training.distributed import is_main
+from vitrail.training.distributed import is_main, main_first
 from vitrail.training.evaluate import outputs_of
 from vitrail.training.tasks.classify import Classify
 
@@ -127,9 +127,10 @@ class Distilled(Classify):
         if not nothing_random(self.recipe.augment):
             return self.teacher(images)
         if self.known is None:
-            self.known = self._read()
-        if self.known is None:
-            self.known = self._ask_once()
+            with main_first():  # the others read what it has written
+                self.known = self._read()
+                if self.known is None:
+                    self.known = self._ask_once()
         rows = self.known[index.cpu()]
         if rows.isnan().any():  # of an image that could not be read then
             return self.teacher(images)
