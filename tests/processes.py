@@ -9,6 +9,8 @@ import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
+
 PROCESSES = multiprocessing.get_context("forkserver")
 LIBRARIES = [
     "torch.utils.tensorboard",
@@ -63,6 +65,7 @@ def _vitrail(folder: Path, words: list[str], environment: dict[str, str], rank: 
 
     os.chdir(folder)
     os.environ.update(environment)
+    torch.set_num_threads(1)  # as torchrun does: processes that each use all cores wait for one another
     descriptor = os.open(folder / f"{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

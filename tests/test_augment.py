@@ -145,7 +145,7 @@ def test_channels() -> None:
     [
         {"flip": 1.5},
         {"crop_scale": (0.5, 0.2)},
-        {"rand_augment": 1, "rand_augment_magnitude": 11},
+        {"rand_augment": 1, "rand_augment_magnitude": 21},
         {"rotate": -1.0},
         {"rand_augment_prob": 1.2},
         {"rand_augment_std": float("nan")},

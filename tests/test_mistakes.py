@@ -94,7 +94,7 @@ MISTAKES = [
     (["train", "two", "--model", "alexnet", "--data.img-size", 32, "--drop-path", 0], "the smallest size is 63"),
     (["train", *PICO, "--initial-checkpoint", "run/model.safetensors"], "does not fit vit_pico_patch4_32"),
     (["train", "--initial-checkpoint", "gone.pth"], "no weights file 'gone.pth'"),
-    (["train", "--initial-checkpoint", "notes.txt"], "'notes.txt' is not a weights file by its name"),
+    (["train", "--initial-checkpoint", "notes.txt"], "notes.txt' is not a weights file by its name"),
     (["show", "vit_tiny_patch16_225"], "did you mean 'vit_tiny_patch16_224'?"),
     (["show", "nonsense"], "`vitrail models` lists all names"),
     (["models", "zzz"], "no model matches 'zzz'"),

@@ -17,7 +17,7 @@ from dataclasses import replace
 from vitrail.comparison.studies.study import CPU, GPU, SMOKE, Arm, Contrast, Scale, above
 from vitrail.recipe import Recipe
 
-SCALES = {"smoke": SMOKE, "cpu": replace(CPU, epochs=60), "gpu": GPU}
+SCALES = {"smoke": SMOKE, "cpu": CPU, "gpu": GPU}
 
 RHO = {"vit": 0.1, "mixer": 0.15}
 
