@@ -64,7 +64,7 @@ def test_the_ways_to_train_run() -> None:
     said = commands("Ways to train")
     assert [words[0] for words in said] == ["lr-find", *["train"] * 5, "shard", "train", "probe", "ensemble"]
     Path("labels.csv").write_text(
-        "image,labels\n" + "".join(f"photos/cat/{k}.jpg,cat{'|red' * (k % 2)}\n" for k in range(8))
+        "path,labels\n" + "".join(f"photos/cat/{k}.jpg,cat{'|red' * (k % 2)}\n" for k in range(8))
     )
     for name, model in (("cnn", "resnet18"), ("a", SMALL[1]), ("b", SMALL[1]), ("c", SMALL[1])):
         out = f"runs/{name}"
