@@ -23,6 +23,7 @@ from vitrail.recipe import Optim, Schedule
 from vitrail.recipes import find_recipe, list_recipes
 from vitrail.training.limits import RULES, check_numbers
 from vitrail.training.optim import layer_numbers, optimizer, parameter_groups
+from vitrail.training.schedule import learning_rate
 
 
 def meta(name: str) -> Any:
@@ -319,8 +320,10 @@ def test_epochs_that_do_not_fit_the_run_are_refused(schedule: Schedule, said: st
         Schedule(epochs=1, warmup_epochs=5),
     ],
 )
-def test_epochs_that_just_fit_are_taken(schedule: Schedule) -> None:
+def test_epochs_that_just_fit_are_taken_and_learn(schedule: Schedule) -> None:
     check_numbers(replace(tiny(), schedule=schedule))
+    rates = [learning_rate(step, 4, 1.0, schedule) for step in range(4 * schedule.epochs)]
+    assert all(0 < rate <= 1 for rate in rates)
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -29,12 +29,10 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from rich.text import Text
-from torch.utils.data import DataLoader
 
-from vitrail.data.loader import named_dead, start_worker
+from vitrail.data.passes import one_pass
 from vitrail.data.read import Header, ImageError, decode_image, read_header
 from vitrail.data.sources import Source, Split, class_counts, find_source, label_problems
 
@@ -104,19 +102,7 @@ def doctor(data: str, *, workers: int = 2, progress: bool = True) -> dict[str, A
 
 
 def _look(name: str, split: Split, workers: int, progress: bool) -> list[Finding]:
-    batches: DataLoader[Any] = DataLoader(
-        _Looking(split),  # type: ignore[arg-type]
-        batch_size=16,
-        collate_fn=list,
-        num_workers=workers if len(split) > 64 else 0,  # starting processes costs more than looking at a few images
-        worker_init_fn=start_worker,
-    )
-    looked = iter(batches)  # before the bar's thread starts: the workers are forked here
-    console = Console(stderr=True)
-    hidden = not (progress and console.is_terminal)
-    bar = track(looked, f"looking at {name}", len(batches), console=console, transient=True, disable=hidden)
-    with named_dead(batches.num_workers):
-        return [finding for batch in bar for finding in batch]
+    return list(one_pass(_Looking(split), f"looking at {name}", workers=workers, progress=progress))
 
 
 class _Looking:

@@ -18,7 +18,6 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
@@ -61,20 +60,6 @@ class Batch:
 
 class WorkerDied(UserError, RuntimeError):
     """A loader process has ended, killed as a rule. A RuntimeError too, which is what torch makes of it."""
-
-
-@contextmanager
-def named_dead(count: int) -> Iterator[None]:
-    """Around a plain DataLoader with `count` processes: the end of one becomes WorkerDied, wherever torch raises it."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise WorkerDied(
-            f"one of {count} processes that read the images was killed, as a rule for want of memory "
-            f"({str(error).partition('. ')[0]}); close other programs and try again"
-        ) from error
 
 
 class Loader:

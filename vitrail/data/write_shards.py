@@ -29,12 +29,9 @@ from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from vitrail.data.loader import named_dead, start_worker
+from vitrail.data.passes import one_pass
 from vitrail.data.read import ImageError, decode_image, image_format
 from vitrail.data.sources import Source, Split, find_source, label_problems
 from vitrail.errors import UserError
@@ -114,21 +111,7 @@ def _new_folder(out: Path) -> Iterator[Path]:
 def _read(name: str, split: Split, seed: int, workers: int, progress: bool) -> Iterator[Read]:
     """The files of a split in shuffled order, each decoded once."""
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
-    batches: DataLoader[Any] = DataLoader(
-        _Files(split),  # type: ignore[arg-type]
-        batch_size=16,
-        sampler=order,
-        collate_fn=list,
-        num_workers=workers if len(split) > 64 else 0,  # starting processes costs more than reading a few images
-        worker_init_fn=start_worker,
-    )
-    looked = iter(batches)  # before the bar's thread starts: the workers are forked here
-    console = Console(stderr=True)
-    hidden = not (progress and console.is_terminal)
-    bar = track(looked, f"writing {name}", len(batches), console=console, transient=True, disable=hidden)
-    with named_dead(batches.num_workers):
-        for batch in bar:
-            yield from batch
+    return one_pass(_Files(split), f"writing {name}", workers=workers, progress=progress, order=order)
 
 
 class _Files:
