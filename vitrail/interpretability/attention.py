@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.interpretability.available import not_available
 from vitrail.layers.attention import Maps, received, record
 
 
@@ -36,9 +37,8 @@ def recorded(model: nn.Module, images: Tensor, method: str) -> Attention:
     plain = [weights for name, weights in maps.items() if name not in maps.places]
     blocks = [weights for weights in plain if weights.shape[-2] == weights.shape[-1]]
     if not blocks:
-        title = type(model).__module__.rsplit(".", 1)[-1]
         problem = "no block of it attends over all tokens" if maps else "it has no softmax attention between tokens"
-        raise UserError(f"{method} is not available for {title} because {problem}; use gradcam")
+        raise not_available(method, model, problem, "gradcam")
     probe = plain[-1][:, :, 0] if plain[-1].shape[-2] == 1 else None
     tokens = blocks[-1].shape[-1]
     if probe is not None and probe.shape[-1] > tokens:  # class attention: what the class token keeps for itself goes

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vitrail.errors import UserError
 from vitrail.interpretability.attention import to_grid
+from vitrail.interpretability.available import not_available
 from vitrail.layers.attention import probing
 
 
@@ -64,8 +64,7 @@ def _what_attention_reads(model: nn.Module, images: Tensor) -> tuple[Tensor, Ten
     with torch.no_grad(), probing(note):
         model(images)
     if not sites:
-        title = type(model).__module__.rsplit(".", 1)[-1]
-        raise UserError(f"gradcam is not available for {title} because it has neither a feature map nor attention")
+        raise not_available("gradcam", model, "it has neither a feature map nor attention")
     hook = sites[-1].register_forward_pre_hook(cut)
     try:
         logits = model(images)

@@ -91,6 +91,7 @@ class AttentionResNet(Classifier):
     those of each stage's first block.
     """
 
+    blocks_are = r"layer\d\.\d+"
     head_name = "fc"
     expansion = 4
 

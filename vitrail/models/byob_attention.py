@@ -173,6 +173,7 @@ class Model(Classifier):
     Raises UserError for images of another size than `config.img_size` where tables of positions fit one map.
     """
 
+    blocks_are = r"stages\.\d+\.\d+"
     head_name = "head.fc"
 
     def __init__(self, config: Config):

@@ -220,6 +220,7 @@ class Head(nn.Module):
 class Model(Classifier):
     """CoAtNet: images (B, C, img_size, img_size), normalised, -> logits (B, K)."""
 
+    blocks_are = r"stages\.\d+\.blocks\.\d+"
     head_name = "head.fc"
 
     def __init__(self, config: Config):

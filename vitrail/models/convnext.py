@@ -48,6 +48,7 @@ VARIANTS = {
 class Model(FeaturesCNN, ConvNeXt):
     """ConvNeXt: images (B, C, H, W), normalised, -> logits (B, K). Images of 32 pixels a side or more."""
 
+    blocks_are = r"features\.[1357]\.\d+"
     head_name = "classifier.2"
     smallest = 32
     taps = [1, 3, 5, 7]  # `features` alternates stem or downsampling with a stage

@@ -178,6 +178,7 @@ class LastStage(Stage):
 class Model(Classifier):
     """CvT: images (B, C, H, W), normalised, -> logits (B, K). Any image size."""
 
+    blocks_are = r"stage\d\.blocks\.\d+"
     num_prefix_tokens = 1
     release_keys = TRANSFORMERS
 

@@ -134,6 +134,8 @@ class Stem(nn.Module):
 class Model(Classifier):
     """CycleMLP: images (B, C, H, W) of any size, normalised, -> logits (B, K)."""
 
+    blocks_are = r"network\.\d+\.\d+"
+    channels_last = True
     release_keys = ((r"network\..+\.offset", ""),)  # the fixed steps of the deformable convolutions
 
     def __init__(self, config: Config):

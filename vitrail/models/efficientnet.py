@@ -32,7 +32,7 @@ from typing import NamedTuple
 
 from torch import nn
 from torchvision.models import EfficientNet
-from torchvision.models.efficientnet import FusedMBConvConfig, MBConvConfig
+from torchvision.models.efficientnet import FusedMBConv, FusedMBConvConfig, MBConv, MBConvConfig
 
 from vitrail.models.torchvision_cnn import FeaturesCNN
 
@@ -122,6 +122,9 @@ class Model(FeaturesCNN, EfficientNet):
     """EfficientNet: images (B, C, H, W), normalised, -> logits (B, K)."""
 
     head_name = "classifier.1"
+
+    def trunk(self) -> list[str]:
+        return [name for name, module in self.named_modules() if isinstance(module, MBConv | FusedMBConv)]
 
     def __init__(self, config: Config):
         super().__init__(

@@ -236,6 +236,8 @@ class Model(Classifier):
     Sides other than `img_size` are accepted where 32 divides them. Raises UserError where it does not.
     """
 
+    blocks_are = r"layers\.\d+\.blocks\.\d+"
+    channels_last = True
     release_keys = ((r".+\.(relative_position_index\w*|valid_ind_rolled)", ""),)
 
     def __init__(self, config: Config):

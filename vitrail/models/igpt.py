@@ -164,6 +164,7 @@ class Model(Classifier):
     Raises UserError for images of another size than `img_size`, each of whose pixels has a position.
     """
 
+    blocks_are = r"transformer\.h\.\d+"
     num_prefix_tokens = 0
     release_keys: tuple[tuple[str, str], ...] = (
         (r"transformer\.h\.\d+\.attn\.(?:masked_)?bias", ""),

@@ -143,6 +143,7 @@ class MobileViTBlock(nn.Module):
 class Model(Classifier):
     """MobileViT: images (B, C, H, W) in [0, 1], of any sides, -> logits (B, K)."""
 
+    blocks_are = r"stages\.\d+\.\d+"
     head_name = "head.fc"
 
     def __init__(self, config: Config):

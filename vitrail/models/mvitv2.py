@@ -153,6 +153,7 @@ class Stage(nn.Module):
 class Model(MultiscaleTransformer):
     """MViTv2: images (B, C, H, W), normalised, -> logits (B, K)."""
 
+    blocks_are = r"stages\.\d+\.blocks\.\d+"
     head_name = "head.fc"
 
     def __init__(self, config: Config):

@@ -144,6 +144,7 @@ def Model(config: Config) -> PlainModel:
 class PlainModel(Classifier):
     """PatchConvNet: images (B, C, H, W) of any size, normalised, -> logits (B, K)."""
 
+    channels_last = True
     num_prefix_tokens = 1
     attention: type[ClassAttention] = ClassAttention
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -21,6 +22,10 @@ class Classifier(nn.Module, ABC):
     """Module path of the last linear layer. Not `classifier`: that is a module's name in some networks."""
     release_keys: tuple[tuple[str, str], ...] = ()
     """Where the authors' release names parts otherwise: (pattern of the whole name, ours); ours empty: left out."""
+    blocks_are: str = r"blocks\.\d+"
+    """The names of the modules whose outputs, one after another, are the network's residual stream: a pattern."""
+    channels_last: bool = False
+    """Whether a block gives maps (B, H', W', D) and not (B, D, H', W'); tokens (B, N, D) are as they are."""
     config: Any
     num_classes: int
     num_features: int
@@ -48,6 +53,10 @@ class Classifier(nn.Module, ABC):
     def get_classifier(self) -> nn.Module:
         """The last linear layer (Identity where there are no classes)."""
         return self.get_submodule(self.head_name)
+
+    def trunk(self) -> list[str]:
+        """Names of the blocks in the order of the pass, as far as they carry the whole picture on."""
+        return [name for name, _ in self.named_modules() if re.fullmatch(self.blocks_are, name)]
 
     def heads(self) -> list[nn.Module]:
         """All last layers: what learns first, faster, or alone, when a trained model is given other classes."""

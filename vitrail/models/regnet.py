@@ -75,6 +75,7 @@ VARIANTS = {
 class Model(CNN, RegNet):
     """RegNet: images (B, C, H, W), normalised, -> logits (B, K)."""
 
+    blocks_are = r"trunk_output\.block\d\.block\d-\d+"
     head_name = "fc"
     classifier = "fc"
     stem: nn.Module

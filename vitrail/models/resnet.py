@@ -56,6 +56,7 @@ VARIANTS = {
 class Model(CNN, ResNet):
     """ResNet: images (B, C, H, W), normalised, -> logits (B, K)."""
 
+    blocks_are = r"layer\d\.\d+"
     head_name = "fc"
     classifier = "fc"
     bn1: nn.Module

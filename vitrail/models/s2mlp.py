@@ -90,6 +90,8 @@ class ShiftMlp(nn.Module):
 class Model(Classifier):
     """S2-MLP: images (B, C, H, W), normalised, -> logits (B, K). Raises UserError where the patch does not divide."""
 
+    channels_last = True
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config

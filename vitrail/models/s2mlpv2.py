@@ -100,6 +100,9 @@ class Model(Classifier):
     Sides are multiples of twice the patch. Raises UserError where they are not.
     """
 
+    blocks_are = r"stages\.\d+\.blocks\.\d+"
+    channels_last = True
+
     def __init__(self, config: Config):
         super().__init__()
         self.config = config

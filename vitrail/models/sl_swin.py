@@ -107,6 +107,8 @@ class Model(Classifier):
     the fly. Raises UserError where it does not.
     """
 
+    blocks_are = r"layers\.\d+\.blocks\.\d+"
+    channels_last = True
     release_keys = ((r".+\.(relative_position_index|attn_mask)", ""),)
 
     def __init__(self, config: Config):

@@ -152,6 +152,15 @@ class PreNorm(nn.Module):
         return self.fn(self.norm(x))
 
 
+class Block(nn.ModuleList):
+    """Attention and MLP, each with its norm before it and a shortcut around: (B, N, D) -> (B, N, D)."""
+
+    def forward(self, x: Tensor, drop_path: DropPath) -> Tensor:
+        for branch in self.children():
+            x = x + drop_path(branch(x))
+        return x
+
+
 class Transformer(nn.Module):
     """Blocks of attention and MLP: (B, N, D) -> (B, N, D)."""
 
@@ -162,13 +171,12 @@ class Transformer(nn.Module):
         for _ in range(config.depth):
             attention = Attention(dim, config.num_heads, drop, config.lsa)
             mlp = FeedForward(dim, int(dim * config.mlp_ratio), drop)
-            self.layers.append(nn.ModuleList([PreNorm(dim, attention), PreNorm(dim, mlp)]))
+            self.layers.append(Block([PreNorm(dim, attention), PreNorm(dim, mlp)]))
         self.drop_path = DropPath(config.drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            for branch in layer.children():
-                x = x + self.drop_path(branch(x))
+            x = layer(x, self.drop_path)
         return x
 
 
@@ -179,6 +187,7 @@ class Model(Classifier):
     UserError where it does not.
     """
 
+    blocks_are = r"transformer\.layers\.\d+"
     head_name = "mlp_head.1"
     num_prefix_tokens = 1
 

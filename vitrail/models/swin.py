@@ -225,6 +225,8 @@ class Model(Classifier):
     Sides other than `img_size` are accepted where the patch divides them. Raises UserError where it does not.
     """
 
+    blocks_are = r"layers\.\d+\.blocks\.\d+"
+    channels_last = True
     head_name = "head.fc"
 
     def __init__(self, config: Config):

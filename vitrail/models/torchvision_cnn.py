@@ -77,6 +77,11 @@ class FeaturesCNN(CNN):
     def forward_features(self, images: Tensor) -> Tensor:
         return self.features(images)
 
+    def trunk(self) -> list[str]:
+        """Where the network is no row of blocks: the poolings, each of which ends some convolutions."""
+        poolings = [f"features.{i}" for i, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        return poolings or super().trunk()
+
     def pyramid(self, images: Tensor) -> list[Tensor]:
         maps, x = [], images
         for index, layer in enumerate(self.features):

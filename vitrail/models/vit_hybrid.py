@@ -186,6 +186,8 @@ class Model(vit.Model):
     Sides other than `img_size` are accepted where the step of the tokens, 16 or 32 pixels, divides them.
     """
 
+    blocks_are = r"(patch_embed\.backbone\.stages\.\d+\.)?blocks\.\d+"
+
     def __init__(self, config: Config):
         super().__init__(config)
         self.release_keys = jax_keys("patch_embed.backbone" + (".stem" if config.layers else ""))
