@@ -33,8 +33,8 @@ class Flow(NamedTuple):
 
 def trunk(model: nn.Module) -> list[str]:
     """The names of a model's blocks, first to last."""
-    names: list[str] = getattr(model, "_orig_mod", model).trunk()
-    return names
+    whole: Any = getattr(model, "_orig_mod", model)
+    return list(whole.trunk())
 
 
 @contextmanager
