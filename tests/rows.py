@@ -276,6 +276,12 @@ def _sl_swin(name: str, params: int) -> Row:
     return Row(name, params, 5, tiny, strides=(2, 4, 8), shallow=shallow, reference=about, seen=4.4e-7)
 
 
+def _resnet_cifar(name: str, params: int) -> Row:
+    about = "the paper's equations, in float64"
+    sizes = ((192, 192), (256, 256), (320, 224))
+    return Row(name, params, tiny={"depth": 1}, strides=(1, 2, 4), shallow={"depth": 1}, sizes=sizes, reference=about)
+
+
 ROWS = [
     _vit("vit_tiny_patch16_224", 5_717_416),
     _vit("vit_tiny_patch16_384", 5_790_376),
@@ -346,10 +352,14 @@ ROWS = [
     Row("vit_pico_patch4_32", 2_888_680, maps=2, tiny=TINY, reference="timm's class"),
     Row("vit_pico_patch2_8", 201_000, maps=2, tiny=TINY, reference="timm's class"),
     Row("vit_nano_patch8_32", 416_584, maps=2, tiny=TINY, reference="timm's class"),
+    Row("vit_nano_patch8_gap_32", 416_392, maps=2, tiny=TINY, reference="timm's class"),
+    Row("vit_nano_patch8_map_32", 491_080, maps=3, tiny=TINY, reference="timm's class"),
+    Row("vit_nano_patch4_32", 556_936, maps=2, tiny=TINY, reference="timm's class"),
     _hybrid("vit_small_r26_s32_224", 36_431_912),
     _hybrid("vit_small_r26_s32_384", 36_468_392),
     _hybrid("vit_tiny_r_s16_p8_224", 6_337_704, root_only=True),
     _hybrid("vit_tiny_r_s16_p8_384", 6_355_944, root_only=True),
+    _hybrid("vit_nano_r_s8_p4_32", 504_840, root_only=True),
     _hybrid("vit_base_r26_s32_224", 101_383_976, parity="slow"),
     _hybrid("vit_base_r50_s16_224", 98_659_112, parity="slow"),
     _hybrid("vit_base_r50_s16_384", 98_950_952, parity="slow"),
@@ -365,6 +375,7 @@ ROWS = [
             ("simple_vit_base_patch16_224", 86_415_592, "slow"),
             ("simple_vit_large_patch16_224", 304_123_880, "slow"),
             ("simple_vit_small_patch16_mlp_head_224", 22_122_472, "regular"),
+            ("simple_vit_nano_patch8_32", 414_856, "regular"),
         )
     ),
     _swin("swin_tiny_patch4_window7_224", 28_288_354),
@@ -373,6 +384,7 @@ ROWS = [
     _swin("swin_base_patch4_window12_384", 87_903_584, "slow"),
     _swin("swin_large_patch4_window7_224", 196_532_476, "slow"),
     _swin("swin_large_patch4_window12_384", 196_735_516, "slow"),
+    _swin("swin_nano_patch4_window4_32", 399_562),
     _swin("swinv2_tiny_window8_256", 28_347_154),
     _swin("swinv2_tiny_window16_256", 28_347_154),
     _swin("swinv2_small_window8_256", 49_728_418, "slow"),
@@ -404,6 +416,7 @@ ROWS = [
             ("cpvt_tiny_patch16_gap_224", 5_681_320, "regular"),
             ("cpvt_small_patch16_gap_224", 21_978_472, "regular"),
             ("cpvt_base_patch16_gap_224", 86_423_272, "slow"),
+            ("cpvt_nano_patch8_32", 415_912, "regular"),
         )
     ),
     *(
@@ -430,12 +443,14 @@ ROWS = [
     _cvt("cvt_21_224", 31_622_696, "slow"),
     _cvt("cvt_21_384", 31_622_696, "slow"),
     _cvt("cvt_w24_384", 277_196_392, "slow"),
+    _cvt("cvt_nano_32", 952_360),
     _convit("convit_tiny", 5_710_512),
     _convit("convit_small", 27_777_322),
     _convit("convit_base", 86_540_040, parity="slow"),
     _convit("convit_tiny_plus", 9_972_912),
     _convit("convit_small_plus", 48_979_882, parity="slow"),
     _convit("convit_base_plus", 153_134_856, parity="slow"),
+    _convit("convit_nano_patch8_32", 563_605),
     _coatnet("coatnet_0_224", 25_036_820),
     _coatnet("coatnet_1_224", 42_225_776, parity="slow"),
     _coatnet("coatnet_2_224", 74_684_744, parity="slow"),
@@ -592,6 +607,13 @@ ROWS = [
     _mixer("gmlp_ti16_224", 5_867_328),
     _mixer("gmlp_s16_224", 19_422_656),
     _mixer("gmlp_b16_224", 73_075_392, parity="slow"),
+    _mixer("resmlp_nano8_32", 415_944),
+    _mixer("gmlp_nano8_32", 382_248),
+    _resnet_cifar("resnet20", 334_072),
+    _resnet_cifar("resnet32", 528_504),
+    _resnet_cifar("resnet44", 722_936),
+    _resnet_cifar("resnet56", 917_368),
+    _resnet_cifar("resnet110", 1_792_312),
     *[
         Row(
             name,

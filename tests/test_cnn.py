@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from vitrail.errors import UserError
-from vitrail.models import create_model, describe, list_models
+from vitrail.models import create_model, describe, summaries
 
 FAMILIES = ("alexnet", "vgg", "resnet", "resnext", "wide_resnet", "regnet", "efficientnet", "convnext")
-NAMES = [name for name in list_models() if name.startswith(FAMILIES)]
+NAMES = [row["name"] for row in summaries() if row["family"] in FAMILIES]
 
 # One small variant a family, and the side of the images it is compared on. ResNet keeps torchvision's stem there.
 SMALL: dict[str, tuple[int, dict[str, Any]]] = {

@@ -333,8 +333,7 @@ def test_dropout_and_drop_path_act_in_training_only() -> None:
 
 def test_names_match_patterns() -> None:
     assert list_models("deit3*") == variants("deit3")
-    named = ["vit_small_patch8_224", "vit_base_patch8_224", "vit_pico_patch8_64", "vit_nano_patch8_32"]
-    assert list_models("vit_*patch8_*") == named
+    assert list_models("vit_*patch8_???") == ["vit_small_patch8_224", "vit_base_patch8_224"]
     assert len(list_models()) == len(set(list_models()))
 
 

@@ -24,6 +24,10 @@ def build(model: nn.Module, name: str, size: tuple[int, int]) -> Reference:
     changes = {"img_size": size, "depth": config.depth, "local_up_to_layer": config.local_up_to_layer}
     if name.endswith("_plus"):
         changes["embed_dim"] = 64
+    if "nano" in name:
+        name = "convit_tiny"
+        changes |= {"patch_size": config.patch_size, "num_heads": config.num_heads}
+        changes["embed_dim"] = config.embed_dim // config.num_heads
     other = timm.create_model(
         name.removesuffix("_plus"), num_classes=model.num_classes, in_chans=config.in_chans, **changes
     )

@@ -32,6 +32,7 @@ def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     other = Conditional(
         **sizes(model),
         num_heads=config.num_heads,
+        mlp_ratio=config.mlp_ratio,
         class_token=config.global_pool == "token",
         global_pool=config.global_pool,
         fc_norm=False,

@@ -27,6 +27,7 @@ def build(model: nn.Module, _name: str, size: tuple[int, int]) -> Reference:
     other = Positioned(
         **sizes(model),
         num_heads=config.num_heads,
+        mlp_ratio=config.mlp_ratio,
         class_token=False,
         global_pool="avg",
         fc_norm=False,

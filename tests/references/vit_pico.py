@@ -12,7 +12,9 @@ from references import Reference, from_timm
 
 def build(model: nn.Module, _name: str, _size: tuple[int, int]) -> Reference:
     """Every size as ours."""
-    return from_timm(model, "vit_tiny_patch16_224", dynamic_img_size=True, **sizes(model))
+    pool = model.config.global_pool
+    tokens = {} if pool == "token" else {"class_token": False, "global_pool": pool, "fc_norm": False}
+    return from_timm(model, "vit_tiny_patch16_224", dynamic_img_size=True, **sizes(model), **tokens)
 
 
 def sizes(model: nn.Module) -> dict[str, Any]:

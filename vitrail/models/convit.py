@@ -14,13 +14,14 @@ Gaussian around the place it attends to. The sum of a row of mixed weights is 1;
 more, and so do we. Sizes other than `img_size` resize the learned positions and recompute the offsets; the released
 code takes squares only. The models were trained with stochastic depth 0.1. FLOPs are counted.
 
-    variant              params   FLOPs   top-1     ImageNet-1k from scratch, 224 x 224
-    convit_tiny            5.7M   1.25G    73.1
-    convit_small          27.8M   5.75G    81.3
-    convit_base           86.5M   17.5G    82.4
-    convit_tiny_plus      10.0M   2.13G    76.7
-    convit_small_plus     49.0M   10.0G    82.2
-    convit_base_plus     153.1M   30.7G    82.5
+    variant                params   FLOPs   top-1     ImageNet-1k from scratch, 224 x 224
+    convit_tiny              5.7M   1.25G    73.1
+    convit_small            27.8M   5.75G    81.3
+    convit_base             86.5M   17.5G    82.4
+    convit_tiny_plus        10.0M   2.13G    76.7
+    convit_small_plus       49.0M   10.0G    82.2
+    convit_base_plus       153.1M   30.7G    82.5
+    convit_nano_patch8_32  564K    7.8M       -     vitrail's own size, for the studies, 32 x 32
 """
 
 from __future__ import annotations
@@ -62,6 +63,7 @@ VARIANTS = {
     "convit_tiny_plus": Config(256, 4),
     "convit_small_plus": Config(576, 9),
     "convit_base_plus": Config(1024, 16),
+    "convit_nano_patch8_32": Config(96, 3, depth=4, local_up_to_layer=3, patch_size=8, img_size=32),
 }
 
 

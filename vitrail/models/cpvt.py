@@ -24,6 +24,7 @@ and B, 23M and 88M, are more than a depthwise PEG gives; printed is what is coun
     cpvt_tiny_patch16_peg5_gap_224      5.7M   1.25G       -
     cpvt_small_patch16_peg5_gap_224    22.0M   4.58G       -
     cpvt_base_patch16_peg5_gap_224     86.5M   17.5G       -
+    cpvt_nano_patch8_32                 416K    5.6M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -57,6 +58,7 @@ VARIANTS = {
     "cpvt_tiny_patch16_peg5_gap_224": Config(16, 224, *vit.TINY, global_pool="avg", num_pegs=5),
     "cpvt_small_patch16_peg5_gap_224": Config(16, 224, *vit.SMALL, global_pool="avg", num_pegs=5),
     "cpvt_base_patch16_peg5_gap_224": Config(16, 224, *vit.BASE, global_pool="avg", num_pegs=5),
+    "cpvt_nano_patch8_32": Config(8, 32, 96, 4, 3, mlp_ratio=2.0),
 }
 
 

@@ -21,6 +21,7 @@ nothing. Any image size: there are no positions. The paper trains with stochasti
     cvt_21_224        32M    7.1G    82.5
     cvt_21_384        32M   24.9G    83.3
     cvt_w24_384      277M  194.2G    87.6
+    cvt_nano_32      952K    5.9M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ VARIANTS = {
     "cvt_21_224": Config((64, 192, 384), (1, 3, 6), (1, 4, 16)),
     "cvt_21_384": Config((64, 192, 384), (1, 3, 6), (1, 4, 16), img_size=384),
     "cvt_w24_384": Config((192, 768, 1024), (3, 12, 16), (2, 2, 20), img_size=384),
+    "cvt_nano_32": Config((32, 64, 128), (1, 2, 4), (1, 2, 3), img_size=32),
 }
 
 

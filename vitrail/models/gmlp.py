@@ -15,6 +15,7 @@ with stochastic depth (`drop_path_rate`): 0 tiny, 0.05 small, 0.2 base.
     gmlp_ti16_224        5.9M   1.33G    72.3     (the paper's FLOPs: 1.4G, 4.5G, 15.8G)
     gmlp_s16_224        19.4M   4.39G    79.6
     gmlp_b16_224        73.1M   15.7G    81.6
+    gmlp_nano8_32        382K    5.4M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ VARIANTS = {
     "gmlp_ti16_224": Config(128),
     "gmlp_s16_224": Config(256),
     "gmlp_b16_224": Config(512),
+    "gmlp_nano8_32": Config(64, 8, 8, 32),
 }
 
 

@@ -17,6 +17,7 @@ is what that scale starts from in the authors' code (timm starts the 12-layer mo
     resmlp_24_224           30.0M   5.96G   79.38
     resmlp_36_224           44.7M   8.91G   79.77
     resmlp_big_24_224      129.1M  100.2G   81.03
+    resmlp_nano8_32          416K    5.2M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ VARIANTS = {
     "resmlp_24_224": Config(16, 24, 384, init_values=1e-5),
     "resmlp_36_224": Config(16, 36, 384, init_values=1e-6),
     "resmlp_big_24_224": Config(8, 24, 768, init_values=1e-6),
+    "resmlp_nano8_32": Config(8, 4, 96, init_values=0.1, img_size=32),
 }
 
 

@@ -18,6 +18,7 @@ interchangeable: this one divides exponents by D/4 - 1 and lists x before y.
     simple_vit_base_patch16_224               86.4M   17.5G       -
     simple_vit_large_patch16_224             304.1M   61.2G       -
     simple_vit_small_patch16_mlp_head_224     22.1M   4.57G    80.0
+    simple_vit_nano_patch8_32                  415K    5.3M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ VARIANTS = {
     "simple_vit_base_patch16_224": Config(16, 224, *vit.BASE, global_pool="avg"),
     "simple_vit_large_patch16_224": Config(16, 224, *vit.LARGE, global_pool="avg"),
     "simple_vit_small_patch16_mlp_head_224": Config(16, 224, *vit.SMALL, global_pool="avg", representation_size=384),
+    "simple_vit_nano_patch8_32": Config(8, 32, 96, 4, 3, mlp_ratio=2.0, global_pool="avg"),
 }
 
 

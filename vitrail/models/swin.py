@@ -18,6 +18,7 @@ beside the paper; L was first trained on ImageNet-22k.
     swin_base_patch4_window12_384     87.9M   47.1G    84.5
     swin_large_patch4_window7_224    196.5M   34.5G    86.3
     swin_large_patch4_window12_384   196.7M  103.9G    87.3
+    swin_nano_patch4_window4_32        400K    7.9M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ VARIANTS = {
     "swin_base_patch4_window12_384": Config(*BASE, window_size=12, img_size=384),
     "swin_large_patch4_window7_224": Config(*LARGE),
     "swin_large_patch4_window12_384": Config(*LARGE, window_size=12, img_size=384),
+    "swin_nano_patch4_window4_32": Config(48, (2, 2), (3, 6), window_size=4, img_size=32),
 }
 
 

@@ -27,6 +27,7 @@ network adds 1e-6 and has (w - mean) / (std + 1e-5).
     vit_base_r50_s16_384      99.0M   67.2G   84.99
     vit_large_r50_s32_224    329.0M   19.4G   84.43
     vit_large_r50_s32_384    329.1M   57.1G   86.19
+    vit_nano_r_s8_p4_32        505K    4.4M       -     vitrail's own size, for the studies
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ VARIANTS = {
     "vit_base_r50_s16_384": Config(1, 384, *vit.BASE, layers=R50_S16),
     "vit_large_r50_s32_224": Config(1, 224, *vit.LARGE, layers=R50),
     "vit_large_r50_s32_384": Config(1, 384, *vit.LARGE, layers=R50),
+    "vit_nano_r_s8_p4_32": Config(4, 32, 96, 4, 3, mlp_ratio=2.0),
 }
 
 

@@ -15,6 +15,9 @@ dozens in an hour, for the studies.
     vit_pico_patch4_32                 2.9M  187.9M   93.58
     vit_pico_patch8_64                 2.9M  189.7M   57.07
     vit_nano_patch8_32                 417K    5.6M       -
+    vit_nano_patch8_gap_32             416K    5.3M       -
+    vit_nano_patch8_map_32             491K    5.7M       -
+    vit_nano_patch4_32                 557K   34.0M       -
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ VARIANTS = {
     "vit_pico_patch4_32": Config(4, 32, 192, 9, 12, mlp_ratio=2.0),
     "vit_pico_patch8_64": Config(8, 64, 192, 9, 12, mlp_ratio=2.0),
     "vit_nano_patch8_32": Config(8, 32, 96, 4, 3, mlp_ratio=2.0),
+    "vit_nano_patch8_gap_32": Config(8, 32, 96, 4, 3, mlp_ratio=2.0, global_pool="avg"),
+    "vit_nano_patch8_map_32": Config(8, 32, 96, 4, 3, mlp_ratio=2.0, global_pool="map"),
+    "vit_nano_patch4_32": Config(4, 32, 96, 6, 3, mlp_ratio=2.0),
 }
 
 
