@@ -19,8 +19,17 @@ from scipy import stats
 from tiny_runs import bits, stopping
 
 from vitrail.comparison.studies import find_study, list_studies, trial
-from vitrail.comparison.studies.findings import ArmFound, ContrastFound, Findings, as_json, markdown, picture
+from vitrail.comparison.studies.findings import (
+    ArmFound,
+    ContrastFound,
+    Findings,
+    ViewFound,
+    as_json,
+    markdown,
+    picture,
+)
 from vitrail.comparison.studies.images import prepared
+from vitrail.comparison.studies.study import above, minus
 from vitrail.comparison.studies.verdict import (
     NOT_SEEN,
     OPPOSITE,
@@ -34,11 +43,22 @@ from vitrail.comparison.studies.verdict import (
 from vitrail.data.sources import open_source
 from vitrail.errors import Interrupted, UserError
 from vitrail.models import list_models
+from vitrail.recipe import Recipe
 from vitrail.training import loop
 
 NAMES = list(list_studies())
 
+BUDGET = {"schedule.epochs", "schedule.warmup_epochs"}
 COMPARED = {  # what the arms of a study may differ in
+    "attention_distance": set(),
+    "data_hunger": {"model", "optim.lr", *BUDGET},
+    "growth": {"model"},
+    "inductive_bias": {"model", "optim.lr"},
+    "layer_similarity": {"model", "optim.lr"},
+    "occlusion": {"model", "optim.lr"},
+    "pooling": {"model", "optim.lr"},
+    "position_encodings": {"model"},
+    "token_mixing": {"model"},
     "augmentation": {
         "augment.rand_augment",
         "augment.rand_augment_magnitude",
@@ -104,7 +124,9 @@ def test_arms_differ_in_what_is_compared_alone(name: str, scale: str) -> None:
         assert len(arm.about) <= 50, "it stands beside the picture"
         seen.append(arm.name)
     assert len(set(seen)) == len(seen)
-    scored = {arm.name for arm in arms if arm.recipe.task == "classify"}
+    learned = {arm.name for arm in arms if arm.recipe.task == "classify"}
+    scored = {arm.name for arm in arms if arm.name in learned and arm.trained}
+    scored |= {f"{arm}/{view}" for arm in learned for view in study.views}
     assert any(one.decides for one in study.contrasts)
     for one in study.contrasts:
         assert set(one.weights) <= scored
@@ -156,28 +178,47 @@ def test_intervals_equal_scipys() -> None:
     random = np.random.default_rng(0)
     right = {arm: random.random((3, 1000)) < p for arm, p in (("a", 0.62), ("b", 0.5))}
     found = interval(contrasted(right, {"a": 1.0, "b": -1.0}))
-    means = 100 * (right["a"].mean(axis=1) - right["b"].mean(axis=1))
+    means = right["a"].mean(axis=1) - right["b"].mean(axis=1)
     expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
     assert found.mean == pytest.approx(means.mean())
     assert (found.mean - found.by_seed, found.mean + found.by_seed) == pytest.approx(tuple(expected))
-    each = 100 * (right["a"].astype(float) - right["b"]).mean(axis=0)
+    each = (right["a"].astype(float) - right["b"]).mean(axis=0)
     assert found.by_image == pytest.approx(1.96 * stats.sem(each))
     assert found.half == max(found.by_seed, found.by_image)
 
 
 def test_interval_by_hand() -> None:
-    """Two seeds, four images: by seed 75 and 25 points; by image 1, 1/2, 1/2, 0."""
+    """Two seeds, four images: by seed 3/4 and 1/4; by image 1, 1/2, 1/2, 0."""
     found = interval(np.array([[1.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0]]))
-    assert found.mean == 50
-    assert found.by_seed == pytest.approx(12.7062 * 25, rel=1e-4)  # s = 50 / sqrt(2)
-    assert found.by_image == pytest.approx(1.96 * 100 * (1 / 6) ** 0.5 / 2)
+    assert found.mean == 0.5
+    assert found.by_seed == pytest.approx(12.7062 * 0.25, rel=1e-4)  # s = 0.5 / sqrt(2)
+    assert found.by_image == pytest.approx(1.96 * (1 / 6) ** 0.5 / 2)
 
 
 def test_pairing_removes_what_is_common() -> None:
     """Images that are hard for both arms widen nothing."""
-    hard = np.random.default_rng(0).random((3, 500)) < 0.5
+    hard = (np.random.default_rng(0).random((3, 500)) < 0.5).astype(float)
     found = interval(contrasted({"a": hard, "b": hard}, {"a": 1.0, "b": -1.0}))
-    assert (found.mean, found.half, found.verdict) == (0, 0, NOT_SEEN)
+    assert (found.mean, found.half, found.verdict()) == (0, 0, NOT_SEEN)
+
+
+def test_one_number_a_seed_has_the_interval_of_the_seeds() -> None:
+    found = interval(np.array([[1.0], [2.0], [3.0]]))
+    assert (found.mean, found.by_image) == (2.0, 0.0)
+    assert found.half == pytest.approx(4.30265 / 3**0.5, rel=1e-5)
+
+
+def test_a_margin_is_conceded() -> None:
+    found = Interval(-0.5, 1.0, 0.2)
+    assert found.verdict() == NOT_SEEN
+    assert found.verdict(margin=2.0) == SEEN
+    assert found.verdict(margin=1.0) == NOT_SEEN
+    assert Interval(-4.0, 1.0, 0.2).verdict(margin=2.0) == OPPOSITE
+
+
+def test_differences_of_differences() -> None:
+    assert minus(above("a", "b"), above("c", "d")) == {"a": 1.0, "b": -1.0, "c": -1.0, "d": 1.0}
+    assert minus(above("a", "b"), above("b", "c")) == {"a": 1.0, "b": -2.0, "c": 1.0}
 
 
 @pytest.mark.parametrize(("between_seeds", "between_images"), [(0.0, 0.0), (0.03, 0.0), (0.0, 0.5), (0.015, 0.3)])
@@ -189,7 +230,7 @@ def test_intervals_hold_the_truth(between_seeds: float, between_images: float) -
         chance = truth + between_seeds * random.standard_normal((3, 1))
         chance = chance + between_images * random.standard_normal((1, images))
         found = interval(chance + 0.4 * random.standard_normal((3, images)))
-        held += found.low <= 100 * truth <= found.high
+        held += found.low <= truth <= found.high
     assert held / 600 > 0.93
 
 
@@ -205,7 +246,7 @@ def test_intervals_hold_the_truth(between_seeds: float, between_images: float) -
     ],
 )
 def test_verdict(mean: float, by_seed: float, by_image: float, verdict: str) -> None:
-    assert Interval(mean, by_seed, by_image).verdict == verdict
+    assert Interval(mean, by_seed, by_image).verdict() == verdict
 
 
 def test_overall_verdict() -> None:
@@ -240,7 +281,9 @@ def made_up() -> Findings:
         [
             ContrastFound("token above none", True, Interval(4.1, 1.2, 1.0)),
             ContrastFound("soft above none", False, Interval(-3.0, 1.2, 1.0)),
+            ContrastFound("as near", False, Interval(-0.25, 1.2, 1.0), margin=2.0, unit="pixels"),
         ],
+        [ViewFound("none", "near", "how near", "pixels", [1.5, 2.5])],
     )
 
 
@@ -249,8 +292,10 @@ def test_findings_say_what_was_found() -> None:
     assert found.verdict == SEEN, "what does not decide does not count"
     page = markdown(found)
     assert page.startswith("# Distillation: a title.\n\n**Seen.** cifar_$10$, scale cpu: 3 seeds, 2,000 test images")
-    assert "| token above none | +4.1 | +2.9 to +5.3 | **seen** |" in page
-    assert "| soft above none | -3.0 | -4.2 to -1.8 | the opposite was seen |" in page
+    assert "| token above none | +4.1 points | +2.9 to +5.3 | **seen** |" in page
+    assert "| soft above none | -3.0 points | -4.2 to -1.8 | the opposite was seen |" in page
+    assert "| as near | -0.25 pixels | -1.4 to +0.95 | seen |" in page
+    assert "| how near | arm none | 2 pixels | 1.5, 2.5 |" in page
     assert "| arm none | `vit` | 2,000 x 20 | 1.50 | 50.1 % | 50.1, 51.0, 49.2 |" in page
     assert "13.0 % (patch_accuracy)" in page
     value = json.loads(as_json(found))
@@ -337,28 +382,50 @@ def watched(monkeypatch: pytest.MonkeyPatch, verb: str) -> list[str]:
     return names
 
 
+def folders(name: str, out: Path, seeds: int = 2) -> dict[tuple[str, int], Path]:
+    """Where the runs of a study lie."""
+    study = find_study(name)
+    place = trial.Place("digits", study.scales["smoke"], out)
+    arms = study.arms(place.scale)
+    return {(arm.name, seed): place.folder(arms, arm, seed) for arm in arms if arm.trained for seed in range(seeds)}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_study_from_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(name, tmp_path)
     study = find_study(name)
     arms = study.arms(study.scales["smoke"])
-    assert [arm.name for arm in found.arms] == [arm.name for arm in arms]
+    places = folders(name, tmp_path)
+    assert [arm.name for arm in found.arms] == [arm.name for arm in arms if arm.trained]
     for arm in found.arms:
         for seed, score in enumerate(arm.scores):
-            folder = tmp_path / "runs" / name / f"{arm.name}-{seed}"
+            folder = places[arm.name, seed]
             final = json.loads((folder / "final.json").read_text())
             assert score == pytest.approx(100 * final[arm.metric])
             assert not (folder / "checkpoints").exists()
-    by_name = {arm.name: np.array(arm.scores) for arm in found.arms}
+    means = {arm.name: np.mean(arm.scores) for arm in found.arms}
+    means |= {f"{one.arm}/{one.view}": np.mean(one.values) for one in found.views}
+    assert len(found.views) == len(study.views) * sum(arm.recipe.task == "classify" for arm in arms)
     for one, contrast in zip(found.contrasts, study.contrasts, strict=True):
-        mean = sum(weight * by_name[arm].mean() for arm, weight in contrast.weights.items())
+        mean = sum(weight * means[key] for key, weight in contrast.weights.items())
         assert one.interval.mean == pytest.approx(mean, abs=1e-6)
     assert json.loads((tmp_path / f"{name}.json").read_text())["verdict"] == found.verdict
     assert f"![{name}]({name}.png)" in (tmp_path / f"{name}.md").read_text()
     Image.open(tmp_path / f"{name}.png").verify()
+    assert (tmp_path / f"{name}_shown.png").exists() == (study.draw is not None)
     for verb in ("fit", "resume"):
         monkeypatch.setattr(loop, verb, lambda *_: pytest.fail("a finished run is trained again"))
     assert run(name, tmp_path) == found
+
+
+def test_studies_share_the_runs_that_are_the_same(tmp_path: Path) -> None:
+    """One plain ViT for five studies; another number of images is another run."""
+    plain = {name: folders(name, tmp_path) for name in ("pooling", "token_mixing", "inductive_bias", "data_hunger")}
+    assert plain["pooling"]["token", 0] == plain["token_mixing"]["vit", 0] == plain["inductive_bias"]["plain", 0]
+    assert plain["pooling"]["token", 0] != plain["pooling"]["token", 1]
+    assert plain["pooling"]["token", 0] not in plain["data_hunger"].values(), "its smallest scale has more images"
+    each = [folder for name in plain for folder in plain[name].values()]
+    assert len({folder.name for folder in each}) == len(set(each))
 
 
 def test_findings_name_no_folder(tmp_path: Path) -> None:
@@ -374,7 +441,8 @@ def test_seeds_can_be_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     two = run("small_data", tmp_path)
     fitted = watched(monkeypatch, "fit")
     three = run("small_data", tmp_path, seeds=3)
-    assert fitted == ["plain-2", "sl-2"]
+    places = folders("small_data", tmp_path, seeds=3)
+    assert fitted == [places["plain", 2].name, places["sl", 2].name]
     assert [arm.scores[:2] for arm in three.arms] == [arm.scores for arm in two.arms]
 
 
@@ -384,29 +452,34 @@ def test_a_study_that_was_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.Mo
         stopping(patched, 5)
         with pytest.raises(Interrupted):
             run("small_data", tmp_path / "cut")
-    folders = sorted(path.name for path in (tmp_path / "cut" / "runs" / "small_data").glob("*-*"))
-    assert folders == ["plain-0", "plain-1", "sl-0"]
-    assert not (tmp_path / "cut" / "runs" / "small_data" / "plain-1" / "final.json").exists()
+    places = folders("small_data", tmp_path / "cut")
+    begun = {key for key, folder in places.items() if folder.exists()}
+    assert begun == {("plain", 0), ("sl", 0), ("plain", 1)}
+    assert not (places["plain", 1] / "final.json").exists()
     resumed = watched(monkeypatch, "resume")
     found, whole = run("small_data", tmp_path / "cut"), run("small_data", tmp_path / "whole")
-    assert resumed == ["plain-1"]
+    assert resumed == [places["plain", 1].name]
     assert found == whole
-    for folder in ("plain-1", "sl-1"):
-        places = [tmp_path / side / "runs" / "small_data" / folder for side in ("cut", "whole")]
-        assert bits(places[0]) == bits(places[1])
+    others = folders("small_data", tmp_path / "whole")
+    for key in (("plain", 1), ("sl", 1)):
+        assert bits(places[key]) == bits(others[key])
 
 
 def test_what_depends_on_other_arms_is_filled_in(tmp_path: Path) -> None:
-    study = find_study("distillation")
-    arms = {arm.name: arm for arm in study.arms(study.scales["smoke"])}
-    recipe = trial.filled_in(arms["token"], 4, tmp_path / "x.npz", tmp_path)
-    assert recipe.distill.teacher == str(tmp_path / "teacher-4")
+    def filled(name: str, arm: str, seed: int) -> tuple[Recipe, dict[tuple[str, int], Path]]:
+        study = find_study(name)
+        place = trial.Place("digits", study.scales["smoke"], tmp_path)
+        arms = study.arms(place.scale)
+        chosen = next(one for one in arms if one.name == arm)
+        recipe = trial.filled_in(arms, chosen, seed, tmp_path / "x.npz", place)
+        return recipe, folders(name, tmp_path, seeds=seed + 1)
+
+    recipe, places = filled("distillation", "token", 4)
+    assert recipe.distill.teacher == str(places["teacher", 4])
     assert (recipe.seed, recipe.data.source) == (4, str(tmp_path / "x.npz"))
-    assert not trial.filled_in(arms["none"], 4, tmp_path / "x.npz", tmp_path).distill.teacher
-    study = find_study("masked_pretraining")
-    arms = {arm.name: arm for arm in study.arms(study.scales["smoke"])}
-    recipe = trial.filled_in(arms["pretrained"], 1, tmp_path / "x.npz", tmp_path)
-    assert recipe.initial_checkpoint == str(tmp_path / "pretraining-1" / "model.safetensors")
+    assert not filled("distillation", "none", 4)[0].distill.teacher
+    recipe, places = filled("masked_pretraining", "pretrained", 1)
+    assert recipe.initial_checkpoint == str(places["pretraining", 1] / "model.safetensors")
 
 
 def test_mistakes(tmp_path: Path) -> None:
@@ -417,11 +490,6 @@ def test_mistakes(tmp_path: Path) -> None:
         trial.try_out(study, data="digits", scale="cpuu", seeds=2, out=tmp_path)
     with pytest.raises(UserError, match="1 is too few for --seeds"):
         trial.try_out(study, data="digits", scale="smoke", seeds=1, out=tmp_path)
-    folder = tmp_path / "runs" / "small_data"
-    folder.mkdir(parents=True)
-    (folder / "settings.json").write_text("{}")
-    with pytest.raises(UserError, match="another scale, data or version"):
-        trial.try_out(study, data="digits", scale="smoke", seeds=2, out=tmp_path)
 
 
 def test_command_line(tmp_path: Path) -> None:
@@ -438,5 +506,5 @@ def test_command_line(tmp_path: Path) -> None:
     assert said.code == 0, said.err
     assert said.json()["study"] == "small_data"
     again = vitrail("study", "small_data", "--data", "digits", "--scale", "smoke", "--seeds", 2, "--out", tmp_path)
-    assert again.out.startswith("| compared | points | 95 % interval | |")
+    assert again.out.startswith("| compared | difference | 95 % interval | |")
     assert again.out.splitlines()[-1] == said.json()["verdict"]

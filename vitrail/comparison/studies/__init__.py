@@ -1,8 +1,10 @@
 """Published claims, each re-run in one file: arms that differ in one thing, contrasts between them, a verdict.
 
 A claim's file says in its docstring what was claimed, by whom and with which figures, what is compared here and what
-would count as seen; then `SCALES`, `CONTRASTS` and `arms(scale)`, and nothing else. `study` holds what these are made
-of, `images` makes the data equal for all, `trial` trains and asks, `verdict` counts, `findings` writes.
+would count as seen; then `SCALES`, `CONTRASTS` and `arms(scale)`; where a model is asked more than the classes of the
+test images, `VIEWS`; where there is more to see than differences, `draw`. `study` holds what these are made of,
+`images` makes the data equal for all, `trial` trains, `asking` asks, `verdict` counts, `findings` writes, `pictures`
+draws.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ def find_study(name: str) -> Study:
     if name not in known:
         raise UserError(f"no study '{name}'{did_you_mean(name, known)}; there are {', '.join(known)}")
     module = importlib.import_module(f"vitrail.comparison.studies.{name}")
-    return Study(name, module.__doc__ or "", module.SCALES, module.CONTRASTS, module.arms)
+    views, draw = getattr(module, "VIEWS", {}), getattr(module, "draw", None)
+    return Study(name, module.__doc__ or "", module.SCALES, module.CONTRASTS, module.arms, views, draw)
 
 
 def list_studies() -> dict[str, str]:

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from vitrail.recipe import Augment, Data, Optim, Recipe, Schedule
+
+if TYPE_CHECKING:
+    from vitrail.run import Run
 
 
 @dataclass(frozen=True)
@@ -94,23 +97,46 @@ class Arm:
     """The arm whose weights of the same seed this one goes on with."""
     teacher: str = ""
     """The arm whose model of the same seed this one learns from."""
+    trained: bool = True
+    """False where nothing depends on the weights, as in a measurement of time."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What else a model is asked, beside the classes of the test images: it is `ARM/VIEW` in a contrast's weights."""
+
+    about: str
+    """In words, for the table."""
+    unit: str
+    """Of the numbers: points (of accuracy, 100 is everything), pixels, ..."""
+    take: Callable[[Run, Any], Any]
+    """(run, the Source it was trained and is scored on) -> numbers: one for each test image, (images,), or one, (1,).
+    Asked once for each arm and seed; a model that is not trained is asked without images (None)."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference of accuracies: the sum over `weights`, arm by arm; above 0 is what the claim says.
+    """A difference: the sum over `weights` of accuracies (`ARM`) or views (`ARM/VIEW`); above 0 is what the claim says.
 
-    `decides` is false for what is told beside the claim: the same at equal compute, or a part of it.
+    `decides` is false for what is told beside the claim: the same at equal compute, or a part of it. A claim that one
+    is as good as another concedes a `margin`: the difference then has to be above -margin.
     """
 
     says: str
     weights: Mapping[str, float]
     decides: bool = True
+    margin: float = 0.0
+    unit: str = "points"
 
 
 def above(arm: str, other: str) -> dict[str, float]:
     """The weights of the plain difference `arm` - `other`."""
     return {arm: 1.0, other: -1.0}
+
+
+def minus(weights: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """The weights of a difference of differences."""
+    return {key: weights.get(key, 0.0) - others.get(key, 0.0) for key in [*weights, *others]}
 
 
 @dataclass(frozen=True)
@@ -123,3 +149,6 @@ class Study:
     scales: Mapping[str, Scale] = field(repr=False)
     contrasts: Sequence[Contrast] = field(repr=False)
     arms: Callable[[Scale], Sequence[Arm]] = field(repr=False)
+    views: Mapping[str, View] = field(repr=False, default_factory=dict)
+    draw: Callable[[Any], bytes] | None = field(repr=False, default=None)
+    """`findings.Shown` -> a PNG of its own, where differences do not show all there is to see."""

@@ -1,24 +1,25 @@
 """Train every arm of a study with every seed, ask each model about the same images, and see what comes of it.
 
 OUT/data/*.npz                   the images, shared by all studies
-OUT/runs/STUDY/ARM-SEED/         a run folder each, without the checkpoints once it is finished
-OUT/runs/STUDY/settings.json     what these runs are: a study is gone on with only as it was begun
+OUT/runs/MODEL-DIGEST-SEED/      a run folder each, without the checkpoints once it is finished; the digest is of all
+                                 that decides the run, so that studies share the runs that are the same
 OUT/STUDY.json  .md  .png        the findings
 
 A run that is finished is not repeated, one that was cut off goes on from its checkpoint, and more seeds can be added
-later. Every model is scored as it is after its last epoch; none is chosen by its score.
+later. What a model was asked lies beside it. Every model is scored as it is after its last epoch; none is chosen by its
+score.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import hashlib
 import io
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,18 +29,41 @@ import vitrail
 from vitrail import checkpoint
 from vitrail.comparison import cost
 from vitrail.comparison.studies import findings
+from vitrail.comparison.studies.asking import right
 from vitrail.comparison.studies.images import prepared
-from vitrail.comparison.studies.study import Arm, Scale, Study
+from vitrail.comparison.studies.study import Arm, Scale, Study, View
 from vitrail.comparison.studies.verdict import contrasted, interval
-from vitrail.data.loader import Loader
 from vitrail.errors import UserError, did_you_mean
 from vitrail.models import create_model
-from vitrail.recipe import Recipe
-from vitrail.run import best_device, load, open_data, preprocessing
+from vitrail.recipe import Recipe, to_json
+from vitrail.run import Run, best_device, load, open_data
 from vitrail.training import loop
-from vitrail.training.evaluate import score
 
 Say = Callable[[str], None]
+
+
+class Place(NamedTuple):
+    """Where and on what a study runs."""
+
+    data: str
+    scale: Scale
+    out: Path
+
+    def folder(self, arms: Sequence[Arm], arm: Arm, seed: int) -> Path:
+        """The run folder of an arm and a seed."""
+        name = arm.recipe.model.replace(":", "-").replace("/", "-")
+        return self.out / "runs" / f"{name}-{self.digest(arms, arm)}-{seed}"
+
+    def digest(self, arms: Sequence[Arm], arm: Arm) -> str:
+        """Of all that decides an arm's runs but the seed; the same for arms of other studies that are the same."""
+        by_name = {one.name: one for one in arms}
+        before = [self.digest(arms, by_name[name]) if name else "" for name in (arm.starts_from, arm.teacher)]
+        same = self.data, self.scale.test_images, self.images(arm), arm.trained, *before
+        return hashlib.sha256(f"{same} {to_json(arm.recipe)}".encode()).hexdigest()[:8]
+
+    def images(self, arm: Arm) -> int:
+        """How many images an arm learns from."""
+        return self.scale.images if arm.images is None else arm.images
 
 
 def try_out(
@@ -48,104 +72,123 @@ def try_out(
     """Run a study on `data` at one of its scales, with seeds 0 to `seeds` - 1, into the folder `out`.
 
     `say` is told each run before it begins. Returns the findings, which then also lie in `out`. Raises UserError for
-    an unknown scale, fewer than two seeds, data that cannot be trained on, or an `out` with runs of other settings.
+    an unknown scale, fewer than two seeds, or data that cannot be trained on.
     """
     if scale not in study.scales:
         raise UserError(f"no scale '{scale}'{did_you_mean(scale, study.scales)}; there are {', '.join(study.scales)}")
     if seeds < 2:
         raise UserError(f"{seeds} is too few for --seeds: a difference has an interval from two seeds on, better three")
-    size, out = study.scales[scale], out.resolve()  # recipes name other runs, and are resumed from anywhere
-    arms = study.arms(size)
-    _settle(out / "runs" / study.name, {"data": data, "scale": size, "arms": arms})
-    folders: dict[tuple[str, int], Path] = {}
+    place = Place(data, study.scales[scale], out.resolve())  # recipes name other runs, and are resumed from anywhere
+    arms = study.arms(place.scale)
+    folders = {(arm.name, seed): place.folder(arms, arm, seed) for arm in arms for seed in range(seeds)}
     for seed in range(seeds):
         for number, arm in enumerate(arms):
             say(f"{study.name}: seed {seed + 1} of {seeds}, arm {number + 1} of {len(arms)}: {arm.about}")
-            folders[arm.name, seed] = _trained(study, arm, size, data, seed, out)
-    every = range(seeds)
-    finals = {arm.name: [_final(folders[arm.name, seed]) for seed in every] for arm in arms}
-    right = {
-        arm.name: np.stack([_right(folders[arm.name, seed]) for seed in every])
-        for arm in arms
-        if arm.recipe.task == "classify"
-    }
+            if arm.trained:
+                _train(arms, arm, seed, place)
+    asked = _ask(study, arms, folders, seeds)
+    finals = {arm.name: [_final(folders[arm.name, seed]) for seed in range(seeds)] for arm in arms if arm.trained}
     found = findings.Findings(
         study=study.name,
         about=study.about,
-        setting=_setting(data, size, seeds, finals[arms[0].name][0]),
-        arms=_rows(arms, right, finals, folders),
+        setting=_setting(place, seeds, next(iter(finals.values()), [{"n": 0}])[0]),
+        arms=_rows([arm for arm in arms if arm.trained], asked, finals, folders),
         contrasts=[
-            findings.ContrastFound(one.says, one.decides, interval(contrasted(right, one.weights)))
+            findings.ContrastFound(
+                one.says, one.decides, interval(contrasted(asked, one.weights)), one.margin, one.unit
+            )
             for one in study.contrasts
         ],
+        views=_views(study, asked),
+        drawn=study.draw is not None,
     )
-    findings.write(found, out)
+    shown = findings.Shown(arms, asked, lambda arm, seed: _opened(folders[arm, seed], arms, arm))
+    findings.write(found, place.out, study.draw(shown) if study.draw else None)
     return found
 
 
-def _settle(folder: Path, settings: dict[str, Any]) -> None:
-    """Write down what the runs of this folder are. Raises UserError where it holds others."""
-    settings["scale"] = dataclasses.asdict(settings["scale"])
-    settings["arms"] = [dataclasses.asdict(arm) for arm in settings["arms"]]
-    text = json.dumps(settings, indent=1) + "\n"
-    path = folder / "settings.json"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{folder} holds runs of another scale, data or version of this study; choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_file(path, text)
-
-
-def _trained(study: Study, arm: Arm, scale: Scale, data: str, seed: int, out: Path) -> Path:
-    """The finished run of an arm and a seed: as it lies there, gone on with, or trained now."""
-    runs = out / "runs" / study.name
-    folder = runs / f"{arm.name}-{seed}"
+def _train(arms: Sequence[Arm], arm: Arm, seed: int, place: Place) -> None:
+    """See that the run of an arm and a seed is finished: as it lies there, gone on with, or trained now."""
+    folder = place.folder(arms, arm, seed)
     if not (folder / "final.json").exists():
         if (folder / "recipe.json").exists():
             loop.resume(folder)
         else:
-            images = scale.images if arm.images is None else arm.images
+            scale = place.scale
             source = prepared(
-                data, out / "data", images=images, test_images=scale.test_images, side=scale.img_size, seed=seed
+                place.data,
+                place.out / "data",
+                images=place.images(arm),
+                test_images=scale.test_images,
+                side=scale.img_size,
+                seed=seed,
             )
-            loop.fit(filled_in(arm, seed, source, runs), folder)
+            loop.fit(filled_in(arms, arm, seed, source, place), folder)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # dozens of runs, each with twice its optimiser
-    return folder
 
 
-def filled_in(arm: Arm, seed: int, source: Path, runs: Path) -> Recipe:
+def filled_in(arms: Sequence[Arm], arm: Arm, seed: int, source: Path, place: Place) -> Recipe:
     """The recipe of an arm, with its seed, its images, and the weights and teacher that come from other arms."""
     recipe = replace(arm.recipe, seed=seed, data=replace(arm.recipe.data, source=str(source)))
+    by_name = {one.name: one for one in arms}
     if arm.starts_from:
-        recipe = replace(recipe, initial_checkpoint=str(runs / f"{arm.starts_from}-{seed}" / "model.safetensors"))
+        start = place.folder(arms, by_name[arm.starts_from], seed) / "model.safetensors"
+        recipe = replace(recipe, initial_checkpoint=str(start))
     if arm.teacher:
-        teacher = str(runs / f"{arm.teacher}-{seed}")
-        recipe = replace(recipe, distill=replace(recipe.distill, teacher=teacher))
+        teacher = place.folder(arms, by_name[arm.teacher], seed)
+        recipe = replace(recipe, distill=replace(recipe.distill, teacher=str(teacher)))
     return recipe
 
 
-def _right(folder: Path) -> NDArray[np.bool_]:
-    """Whether the model of a run names each test image rightly, (images,), kept beside it in right.npy."""
-    path = folder / "right.npy"
+# ------------------------------------------------------------------ what models are asked
+
+
+RIGHT = View("accuracy", "points", lambda run, source: 100.0 * right(run, source))
+
+
+def _ask(
+    study: Study, arms: Sequence[Arm], folders: Mapping[tuple[str, int], Path], seeds: int
+) -> dict[str, NDArray[np.float64]]:
+    """(seeds, images) or (seeds, 1) by `ARM` and `ARM/VIEW`: every view of every arm that can be asked."""
+    asked = {}
+    for arm in arms:
+        views = {"": RIGHT} if arm.trained and arm.recipe.task == "classify" else {}
+        if arm.recipe.task == "classify":
+            views |= study.views
+        for name, view in views.items():
+            file = f"{study.name}.{name}.npy" if name else "right.npy"
+            rows = [_taken(view, folders[arm.name, seed] / file, arms, arm.name) for seed in range(seeds)]
+            asked[f"{arm.name}/{name}" if name else arm.name] = np.stack(rows)
+    return asked
+
+
+def _taken(view: View, path: Path, arms: Sequence[Arm], name: str) -> NDArray[np.float64]:
+    """What a view says of the model in the folder of `path`, asked now if it does not lie there."""
     if not path.exists():
-        run, device = load(folder), best_device()
-        split = open_data(run.recipe).splits["test"]
-        loader = Loader(
-            split,
-            preprocessing(run.recipe.data),
-            batch_size=256,
-            seed=0,
-            shuffle=False,
-            workers=0,
-            num_classes=len(run.classes),
-        )
-        scored = score(run.model.to(device), loader, device)
-        right = np.zeros(len(split), bool)
-        right[scored.index.numpy()] = (scored.logits.argmax(dim=1) == scored.labels).numpy()
+        run = _opened(path.parent, arms, name)
         file = io.BytesIO()
-        np.save(file, right)
+        np.save(file, np.asarray(view.take(run, open_data(run.recipe) if run.folder else None), np.float64))
+        path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.write_file(path, file.getvalue())
-    answers: NDArray[np.bool_] = np.load(path)
-    return answers
+    values: NDArray[np.float64] = np.load(path)
+    return values
+
+
+def _opened(folder: Path, arms: Sequence[Arm], name: str) -> Run:
+    """The trained model of an arm, or a fresh one where it needs no training."""
+    arm = next(one for one in arms if one.name == name)
+    return load(folder) if arm.trained else load(arm.recipe.model)
+
+
+def _views(study: Study, asked: Mapping[str, NDArray[np.float64]]) -> list[findings.ViewFound]:
+    found = []
+    for key, values in asked.items():
+        arm, _, name = key.partition("/")
+        if name:
+            view = study.views[name]
+            means = [float(value) for value in values.mean(axis=1)]
+            found.append(findings.ViewFound(arm, name, view.about, view.unit, means))
+    return found
 
 
 def _final(folder: Path) -> dict[str, Any]:
@@ -156,9 +199,9 @@ def _final(folder: Path) -> dict[str, Any]:
 # ------------------------------------------------------------------ what is told of an arm
 
 
-def _setting(data: str, scale: Scale, seeds: int, final: dict[str, Any]) -> dict[str, Any]:
+def _setting(place: Place, seeds: int, final: dict[str, Any]) -> dict[str, Any]:
     """Where and how large, for the head of the findings."""
-    device = best_device().type
+    device, data, scale = best_device().type, place.data, place.scale
     return {
         "data": Path(data).name if Path(data).expanduser().exists() else data,  # findings are shown to others
         "scale": scale.name,
@@ -174,19 +217,21 @@ def _setting(data: str, scale: Scale, seeds: int, final: dict[str, Any]) -> dict
 
 def _rows(
     arms: Sequence[Arm],
-    right: Mapping[str, NDArray[np.bool_]],
+    asked: Mapping[str, NDArray[np.float64]],
     finals: Mapping[str, list[dict[str, Any]]],
     folders: Mapping[tuple[str, int], Path],
 ) -> list[findings.ArmFound]:
-    """Arm by arm: what it was, what it cost, how it did. Cost is relative to the first arm of the contrasts."""
+    """Arm by arm: what it was, what it cost, how it did. Cost is relative to the first arm that learns classes."""
+    if not arms:
+        return []
     images = {arm.name: _images(folders[arm.name, 0]) for arm in arms}
     spent = training_cost(arms, images, len(finals[arms[0].name][0]["classes"]))
-    unit = spent[next(iter(right))]
+    unit = next(spent[arm.name] for arm in arms if arm.name in asked)
     found = []
     for arm in arms:
         final = finals[arm.name]
         metric = final[0].get("metric", "top1")
-        scores = right[arm.name].mean(axis=1) if arm.name in right else [one[metric] for one in final]
+        scores = asked[arm.name].mean(axis=1) if arm.name in asked else [100 * one[metric] for one in final]
         found.append(
             findings.ArmFound(
                 arm.name,
@@ -196,7 +241,7 @@ def _rows(
                 arm.recipe.schedule.epochs,
                 spent[arm.name] / unit,
                 metric,
-                [100 * float(value) for value in scores],
+                [float(value) for value in scores],
             )
         )
     return found

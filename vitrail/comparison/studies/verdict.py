@@ -1,4 +1,4 @@
-"""Right and wrong answers -> a difference in points of accuracy, its 95 % interval, and a verdict.
+"""What models were asked -> a difference, its 95 % interval, and a verdict.
 
 Two things decide what a difference would be another time: the seeds (weights, order, which images are learned from)
 and the images that happen to be in the test set. With three seeds neither can be left out. So there are two intervals
@@ -10,7 +10,7 @@ about the same mean, and the wider one is used:
 Both are paired: seeds that are lucky for all arms and images that are hard for all arms cancel. By the first alone,
 three seeds that agree by chance would prove anything; by the second alone, one lucky seed would. Each interval stands
 for itself: where a claim has several deciding contrasts, all must be seen, which keeps the error at 5 %; the others
-are not corrected for their number.
+are not corrected for their number. What is asked of a model as a whole (how far its heads look) has the first alone.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SEEN, NOT_SEEN, OPPOSITE = "seen", "not seen here", "the opposite was seen"
 
 @dataclass(frozen=True)
 class Interval:
-    """A difference in points of accuracy (100 is everything), half the width of each 95 % interval, their ends."""
+    """A difference in the unit of what was compared, half the width of each 95 % interval, their ends."""
 
     mean: float
     by_seed: float
@@ -46,27 +46,26 @@ class Interval:
     def high(self) -> float:
         return self.mean + self.half
 
-    @property
-    def verdict(self) -> str:
-        """Whether the interval lies above 0, below it, or holds it."""
-        return SEEN if self.low > 0 else OPPOSITE if self.high < 0 else NOT_SEEN
+    def verdict(self, margin: float = 0.0) -> str:
+        """Whether the interval lies above -margin, below it, or holds it."""
+        return SEEN if self.low > -margin else OPPOSITE if self.high < -margin else NOT_SEEN
 
 
 def interval(differences: NDArray[np.float64]) -> Interval:
-    """The interval of (seeds, images) differences of right answers, as shares; at least two of each."""
+    """The interval of (seeds, images) differences; at least two seeds. One number a seed: (seeds, 1)."""
     seeds, images = differences.shape
     assert seeds > 1, "one seed has no spread"
-    by_seed, by_image = 100 * differences.mean(axis=1), 100 * differences.mean(axis=0)
+    by_seed, by_image = differences.mean(axis=1), differences.mean(axis=0)
     return Interval(
         float(by_seed.mean()),
         student(seeds - 1) * float(by_seed.std(ddof=1)) / math.sqrt(seeds),
-        1.96 * float(by_image.std(ddof=1)) / math.sqrt(images),
+        1.96 * float(by_image.std(ddof=1)) / math.sqrt(images) if images > 1 else 0.0,
     )
 
 
-def contrasted(right: Mapping[str, NDArray[np.bool_]], weights: Mapping[str, float]) -> NDArray[np.float64]:
-    """The weighted sum over arms of (seeds, images) right answers."""
-    return np.sum([weight * right[arm].astype(np.float64) for arm, weight in weights.items()], axis=0)
+def contrasted(asked: Mapping[str, NDArray[np.float64]], weights: Mapping[str, float]) -> NDArray[np.float64]:
+    """The weighted sum of (seeds, images) answers."""
+    return np.sum([weight * asked[key] for key, weight in weights.items()], axis=0)
 
 
 def overall(verdicts: Sequence[str]) -> str:
