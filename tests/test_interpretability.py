@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import vitrail
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,10 +18,11 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.interpretability import draw
-from vitrail.interpretability.attention import class_attention, entropy, to_grid
+from vitrail.interpretability.attention import attention_from, class_attention, entropy, to_grid
 from vitrail.interpretability.explain import explain, visible
 from vitrail.interpretability.gradcam import gradcam, weigh
 from vitrail.interpretability.rollout import rollout, rollout_map
+from vitrail.layers.attention import record
 from vitrail.models import create_model
 from vitrail.recipe import Data, Recipe
 from vitrail.run import Run
@@ -141,6 +143,51 @@ def test_a_block_that_does_not_exist_is_refused():
         class_attention(model, torch.randn(1, 3, 32, 32), layer=3)
 
 
+def maps_of(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad(), record(model) as maps:
+        model(images)
+    return maps
+
+
+def test_attention_from_a_patch_is_its_row():
+    torch.manual_seed(0)
+    model = create_model("deit_tiny_distilled_patch16_224", **TINY).eval()
+    images = torch.randn(2, 3, 32, 32)
+    weights = maps_of(model, images)["blocks.1.attn"]  # two tokens before the patches
+    row = weights[:, :, 2 + 4 * 3 + 1, 2:].unflatten(-1, (4, 4))
+    torch.testing.assert_close(attention_from(model, images, layer=1, query=(3, 1)), row)
+    torch.testing.assert_close(attention_from(model, images, layer=-2), weights[:, :, 0, 2:].unflatten(-1, (4, 4)))
+
+
+def test_attention_from_a_window_stays_inside():
+    torch.manual_seed(0)
+    small = {"patch_size": 2, "img_size": 32, "embed_dim": 8, "num_heads": (2,) * 4, "window_size": 4}
+    model = create_model("swin_tiny_patch4_window7_224", **small).eval()
+    images = torch.randn(1, 3, 32, 32)  # 16 x 16 positions; the second block shifts by 2
+    plain = attention_from(model, images, layer=0, query=(5, 10))[0]
+    shifted = attention_from(model, images, layer=1, query=(5, 10))[0]
+    border = attention_from(model, images, layer=1, query=(0, 1))[0]
+    for found, rows, columns in ((plain, (4, 8), (8, 12)), (shifted, (2, 6), (10, 14)), (border, (0, 2), (0, 2))):
+        inside = found[:, slice(*rows), slice(*columns)]
+        torch.testing.assert_close(inside.sum((1, 2)), torch.ones(2))
+        assert (inside > 0).all()
+    weights = maps_of(model, images)["layers.0.blocks.0.attn"][4 + 2]  # the window at rows 4 to 7, columns 8 to 11
+    torch.testing.assert_close(plain[:, 4:8, 8:12], weights[:, 4 * 1 + 2].unflatten(-1, (4, 4)))
+
+
+def test_the_class_token_asks_where_there_is_one_and_all_positions_where_it_has_not_joined():
+    torch.manual_seed(0)
+    small = {"embed_dim": 24, "num_heads": 2, "depth": 1, "patch_size": 8, "img_size": 32}
+    model = create_model("cait_xxs24_224", **small).eval()
+    images = torch.randn(1, 3, 32, 32)
+    maps = list(maps_of(model, images).values())
+    torch.testing.assert_close(attention_from(model, images, layer=0), maps[0].mean(2).unflatten(-1, (4, 4)))
+    torch.testing.assert_close(attention_from(model, images), maps[-1][:, :, 0, 1:].unflatten(-1, (4, 4)))
+    model = create_model("mvit_base_16_224", embed_dim=12, depths=(1, 1, 1, 1), img_size=32).eval()
+    maps = list(maps_of(model, images).values())  # pooled keys, after the class token's
+    torch.testing.assert_close(attention_from(model, images, layer=1), maps[1][:, :, 0, 1:].unflatten(-1, (4, 4)))
+
+
 def test_patches_of_an_oblong_image_keep_its_proportions():
     class Two(nn.Module):
         num_prefix_tokens = 1
@@ -236,7 +283,16 @@ def resnet() -> Run:
     return run_of("resnet18", img_size=64, num_classes=5)
 
 
-@pytest.mark.parametrize("method", [None, "rollout", "attention", "gradcam"])
+METHODS = ["rollout", "attention", "relevance", "attention-gradient", "gradcam"]
+
+
+@pytest.fixture(scope="module")
+def swin() -> Run:
+    small = {"patch_size": 2, "img_size": 32, "embed_dim": 8, "depths": (2, 2, 1, 1), "num_heads": (1, 2, 2, 2)}
+    return run_of("swin_tiny_patch4_window7_224", **small, window_size=4, num_classes=5)
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
 def test_explain_a_transformer(vit, photos, tmp_path, method):
     (one,) = explain(vit, photos[0], method=method, out=tmp_path)
     assert one.method == (method or "rollout")
@@ -261,6 +317,116 @@ def test_explain_a_cnn(resnet, photos, tmp_path):
     }
     with pytest.raises(UserError, match=r"attention is not available for resnet because .*; use gradcam"):
         explain(resnet, photos, method="attention")
+
+
+def test_explain_a_model_of_windows(swin, photos, tmp_path):
+    found = explain(swin, photos, method="attention-gradient", out=tmp_path)
+    assert [file.name for file in sorted(tmp_path.iterdir())] == [
+        "blood 0_attention-gradient.png",
+        "blood 1_attention-gradient.png",
+        "contact_sheet.png",
+    ]
+    assert all(one.map.max() == 1 for one in found)
+    with pytest.raises(UserError, match=r"relevance is not available for swin because .*; use attention-gradient"):
+        explain(swin, photos, method="relevance")
+
+
+@pytest.mark.parametrize("kind", ["vit", "swin", "resnet"])
+def test_features_are_colours_that_mean_the_same_in_all_images(kind, photos, tmp_path, request):
+    run = request.getfixturevalue(kind)
+    both = explain(run, photos, method="features", out=tmp_path)
+    twin = tmp_path / "twin.jpg"
+    twin.write_bytes(photos[0].read_bytes())
+    twice = explain(run, [photos[0], twin, photos[1]], method="features")
+    for one in both:
+        assert one.map.shape == one.image.shape
+        assert one.map.dtype == np.float32
+        assert 0 <= one.map.min() <= one.map.max() <= 1
+        assert len(one.explained) == 3
+        assert 0.99 >= one.explained[0] >= one.explained[1] >= one.explained[2] > 0
+        assert one.picture is not None
+        with Image.open(one.picture) as picture:
+            assert min(picture.size) > 300
+    assert np.array_equal(twice[0].map, twice[1].map)
+    alone = [explain(run, photo, method="features")[0] for photo in photos]
+    assert not np.allclose(alone[0].map, both[0].map)
+    assert not np.allclose(both[0].map, both[1].map)
+
+
+def test_attention_of_a_layer_from_a_patch(vit, photos, tmp_path):
+    (one,) = explain(vit, photos[0], layer=-2, query=(3, 1), out=tmp_path)
+    assert one.method == "attention of layer -2 from 3,1"
+    assert one.box == (0.75, 0.25, 1.0, 0.5)
+    assert one.heads is not None
+    assert one.heads.shape == (2, 4, 4)
+    other = explain(vit, photos[0], method="attention", layer=1, query=(3, 1), out=tmp_path)[0]
+    assert np.array_equal(one.heads, other.heads)
+    assert not np.array_equal(one.heads, explain(vit, photos[0], method="attention", layer=1)[0].heads)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "blood 0_attention_layer-2_from3-1.png",
+        "blood 0_attention_layer1_from3-1.png",
+    ]
+    with pytest.raises(UserError, match=r"no query at 4,0: in blocks\.2\.attn the rows are 0 to 3"):
+        explain(vit, photos[0], query=(4, 0))
+    with pytest.raises(UserError, match="no block 3; the model has blocks 0 to 2"):
+        explain(vit, photos[0], layer=3)
+
+
+def test_attention_of_all_layers(vit, swin, photos, tmp_path):
+    (one,) = explain(vit, photos[0], layer="all", out=tmp_path)
+    assert one.method == "attention of all layers, the last one large"
+    assert len(one.layers) == 3
+    assert one.heads is not None
+    assert np.array_equal(one.layers[-1], one.heads.mean(0))
+    (windows,) = explain(swin, photos[0], method="attention", layer="all", out=tmp_path)
+    assert [layer.shape for layer in windows.layers] == [(16, 16)] * 2 + [(8, 8)] * 2 + [(4, 4), (2, 2)]
+
+
+def test_options_of_another_method_are_refused(vit, photos):
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"method": "rollout", "layer": 1}, "rollout is of no single layer"),
+        ({"method": "features", "query": (0, 0)}, "features is not asked by one patch"),
+        ({"method": "features", "layer": "all"}, "layer is 'all'; features takes a number, negative from the top"),
+        ({"method": "attention", "layer": "3"}, "layer is '3'; attention takes a number or 'all'"),
+        ({"method": "attention", "query": (1, 2, 3)}, "give the row and the column"),
+        ({"layer": 1, "target": 2}, "use gradcam, relevance or attention-gradient with a target"),
+        ({"method": "features", "target": 2}, "features gives every class the same map"),
+        ({"method": "relevence"}, "did you mean 'relevance'"),
+    ]
+    for options, complaint in cases:
+        with pytest.raises(UserError, match=complaint) as caught:
+            explain(vit, photos[0], **options)
+        assert "\n" not in str(caught.value)
+
+
+def test_options_on_the_command_line(photos, tmp_path):
+    name, out = "vit_pico_patch2_8", ["--out", tmp_path, "--json"]
+    for options, method in (
+        (["--layer", "-2", "--query", "3,1"], "attention of layer -2 from 3,1"),
+        (["--method", "attention", "--layer", "all"], "attention of all layers, the last one large"),
+        (["--method", "features", "--layer", "0"], "features of layer 0"),
+        (["--method", "relevance", "--target", "2"], "relevance for great white shark"),
+    ):
+        said = vitrail("explain", name, photos[0], *options, *out)
+        assert (said.code, said.json()["explanations"][0]["method"]) == (0, method)
+    for options, complaint in (
+        (["--query", "3;1"], "--query is '3;1'; give the row and the column"),
+        (["--query", "9,9"], "no query at 9,9: in blocks."),
+        (["--method", "gradcam", "--layer", "1"], "gradcam is of no single layer"),
+    ):
+        said = vitrail("explain", name, photos[0], *options, *out)
+        assert said.code == 1
+        assert complaint in said.err
+
+
+def test_relevance_for_another_class_is_another_map(vit, photos, tmp_path):
+    maps = [explain(vit, photos[0], method="relevance", target=target, out=tmp_path)[0] for target in (1, 2)]
+    assert [one.method for one in maps] == ["relevance for $x_1$ and \\frac", "relevance for 猫"]
+    assert not np.allclose(maps[0].map, maps[1].map)
+    assert len(list(tmp_path.iterdir())) == 2
+    best = vit.classes.index(maps[0].predicted)
+    alike = [explain(vit, photos[0], method="relevance", target=target)[0].map for target in (None, best)]
+    assert np.array_equal(*alike)
 
 
 def test_what_the_model_saw_is_the_middle_of_the_photograph(vit, photos):
@@ -348,13 +514,37 @@ def test_an_overlay_is_bright_where_the_map_is():
 @pytest.mark.parametrize("name", ["猫", "$\\alpha$", "a\nb\tc", "\udce9.jpg", "🙂", "n" * 500])
 def test_any_name_can_be_drawn(name):
     picture, heat = np.zeros((16, 16, 3), np.uint8), np.zeros((16, 16), np.float32)
-    assert draw.explanation(picture, heat, name, name, [(heat, name)]).startswith(b"\x89PNG")
+    assert draw.explanation(picture, heat, name, name, [(heat, name)], (0, 0, 0.5, 0.5)).startswith(b"\x89PNG")
     assert draw.contact_sheet([draw.Tile(picture, name)], name).startswith(b"\x89PNG")
 
 
 def test_what_no_font_has_is_written_as_its_code():
     assert draw.printable("a\tb \udce9") == "a\\tb \\udce9"
     assert draw.printable("naïve · 5 % ×") == "naïve · 5 % ×"
+
+
+def test_patches_of_colours_are_squares():
+    colours = np.arange(12, dtype=np.float32).reshape(2, 2, 3) / 12
+    large = draw.mosaic(colours, (6, 4))
+    assert large.shape == (6, 4, 3)
+    assert (large[:3, 2:] == colours[0, 1]).all()
+    assert (large[3:, :2] == colours[1, 0]).all()
+    picture = np.full((6, 4, 3), 200, np.uint8)
+    shown = draw.overlay(picture, large, strength=1).astype(float)
+    assert np.abs(shown - large * 255).max() < 1
+    assert draw.legible(picture, large, least=12)[1].shape == (18, 12, 3)
+
+
+def test_a_frame_goes_around_its_box():
+    picture = np.full((160, 160, 3), 100, np.uint8)
+    marked = draw.framed(picture, (0.25, 0.5, 0.5, 0.75))
+    assert (marked[40:80, 80:120] == picture[40:80, 80:120]).all()
+    assert (marked[38:40, 80:120] == draw.MARK).all()
+    assert (marked[36:38, 80:120] == 0).all()
+    assert (marked[:36] == 100).all()
+    assert (picture == 100).all()
+    assert draw.framed(picture, None) is picture
+    assert (draw.framed(picture, (0, 0, 0.25, 0.25))[:40, 40:42] == draw.MARK).all()
 
 
 def test_a_small_picture_keeps_its_square_pixels():

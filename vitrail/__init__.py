@@ -22,6 +22,8 @@ _HOME = {
     "evaluate": "training.evaluate",
     "predict": "training.predict",
     "explain": "interpretability.explain",
+    "compare": "comparison.compare",
+    "robustness": "comparison.robustness",
     "export": "formats",
     "doctor": "data.doctor",
 }

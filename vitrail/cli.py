@@ -18,6 +18,8 @@ VERBS = {
     "probe": "RUN [DATA]        how good features are: linear probe, few-shot, nearest neighbours",
     "predict": "RUN IMAGE...      classes and probabilities of image files, folders, globs",
     "explain": "RUN IMAGE...      pictures of what the model looks at",
+    "compare": "DATA              train several models alike on one's own images; one page with intervals",
+    "robustness": "RUN [DATA]        corrupted, hidden, shuffled, attacked and resized images",
     "export": "RUN OUT           .safetensors, .onnx or .pt2, reloaded and compared",
     "models": "[PATTERN]         every architecture, with its printed figures",
     "show": "NAME              one architecture: paper, settings, where its weights live",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import tyro
 
-from vitrail.commands import catalogue, images, probing, studying, training, using
+from vitrail.commands import catalogue, comparing, images, probing, robustness, studying, training, using
 
 
 def run_command(verb: str, arguments: list[str]) -> None:
@@ -24,6 +24,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probing.probe,
     "predict": using.predict,
     "explain": using.explain,
+    "compare": comparing.compare,
+    "robustness": robustness.robustness,
     "export": using.export,
     "models": catalogue.list_models,
     "show": catalogue.show,

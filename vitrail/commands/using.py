@@ -122,7 +122,10 @@ def explain(
     images: Images,
     /,
     *,
-    method: Literal["rollout", "attention", "gradcam"] | None = None,
+    method: Literal["rollout", "attention", "relevance", "attention-gradient", "gradcam", "features"] | None = None,
+    layer: Annotated[int | Literal["all"] | None, arg(metavar="N|all")] = None,
+    query: Annotated[str | None, arg(metavar="R,C")] = None,
+    target: Annotated[str | None, arg(metavar="CLASS")] = None,
     out: str = "explanations",
     pretrained: Pretrained = False,
     as_json: Json = False,
@@ -132,13 +135,17 @@ def explain(
     Args:
         images: Files, folders or patterns.
         method: Without: rollout where the model has attention, gradcam where it has none.
+        layer: Of attention and features: which block, negative from the top; attention shows "all" side by side.
+        query: Of attention: row and column of the patch that asks, instead of the class token.
+        target: Of gradcam, relevance and attention-gradient: another class than the predicted one, name or number.
         out: The folder for the PNG files.
     """
     from vitrail.interpretability.explain import explain
     from vitrail.run import load
 
+    asks = _row_and_column(query)
     opened = load(run, pretrained=pretrained)
-    results = explain(opened, named(images), method=method, out=Path(out))
+    results = explain(opened, named(images), method=method, layer=layer, query=asks, target=target, out=Path(out))
     rows = [
         {
             "file": str(result.file),
@@ -155,6 +162,16 @@ def explain(
         for row in rows:
             print(f"{row['picture']}  {row['class']} {row['probability']:.1%} ({row['method']})")
         print(f"{run}: {opened.weights}", file=sys.stderr)
+
+
+def _row_and_column(query: str | None) -> tuple[int, int] | None:
+    """What --query says."""
+    if query is None:
+        return None
+    row, _, column = query.partition(",")
+    if row.strip().isdecimal() and column.strip().isdecimal():
+        return int(row), int(column)
+    raise UserError(f"--query is '{query}'; give the row and the column of a patch, counted from 0, such as 4,7")
 
 
 def export(

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from vitrail.errors import UserError
 from vitrail.interpretability.attention import to_grid
 from vitrail.interpretability.available import not_available
+from vitrail.interpretability.still import evaluating
 from vitrail.layers.attention import Maps, Places, global_places, probing, record
 
 MASKED = 1e-20
@@ -79,15 +80,12 @@ def attention_statistics(model: nn.Module, batches: Iterable[Tensor]) -> Statist
     """
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: probes would be traced
     sums: dict[str, Tensor] = {}
-    count, training = 0, model.training
-    model.eval()
-    try:
+    count = 0
+    with evaluating(model):
         for images in batches:
             count += len(images)
             for name, found in _one_pass(model, images).items():
                 sums[name] = sums.get(name, 0) + torch.stack(found) * len(images)
-    finally:
-        model.train(training)
     if not count:
         raise UserError("distance: there are no images to look at; give at least one batch")
     means = {name: Measure(*(total / count).cpu()) for name, total in sums.items()}

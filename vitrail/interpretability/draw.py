@@ -29,6 +29,9 @@ Map = NDArray[np.float32]
 COLOUR_MAP = mpl.colormaps["inferno"]  # perceptually uniform, and dark where the model does not look
 EAST_ASIAN = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Microsoft YaHei")
 INK, FAINT = "#1b1b1f", "#6b6b76"
+MARK = np.array([0, 229, 255], np.uint8)  # no colour of the map
+
+Box = tuple[float, float, float, float]  # top, left, bottom, right, as shares of a picture's sides
 
 
 class Tile(NamedTuple):
@@ -56,11 +59,34 @@ def enlarge(values: Map, size: tuple[int, int]) -> Map:
 
 
 def overlay(picture: Pixels, heat: Map, strength: float = 0.62) -> Pixels:
-    """`heat` (H, W) in [0, 1] over `picture` (H, W, 3) uint8: the picture in grey, coloured and lit by the map."""
+    """`heat` (H, W) in [0, 1] over `picture` (H, W, 3) uint8: the picture in grey, coloured and lit by the map.
+
+    A map (H, W, 3) gives its own colours.
+    """
     grey = picture.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
-    colour = COLOUR_MAP(heat)[..., :3] * 255
+    colour = (heat if heat.ndim == 3 else COLOUR_MAP(heat)[..., :3]) * 255
     mixed = (1 - strength) * grey[..., None] + strength * colour
     return np.clip(mixed, 0, 255).astype(np.uint8)
+
+
+def mosaic(colours: Map, size: tuple[int, int]) -> Map:
+    """Colours of patches (gh, gw, 3) -> of pixels (H, W, 3) of `size`, each patch a square of one colour."""
+    rows, columns = (np.arange(to) * of // to for of, to in zip(colours.shape[:2], size, strict=True))
+    return colours[rows][:, columns]
+
+
+def framed(picture: Pixels, box: Box | None) -> Pixels:
+    """`picture` (H, W, 3) with a bright frame, dark outside, around `box`; None: as it is."""
+    if box is None:
+        return picture
+    high, wide = picture.shape[:2]
+    top, left, bottom, right = (round(share * side) for share, side in zip(box, (high, wide) * 2, strict=True))
+    thick = max(1, min(high // 80, wide // 80, (bottom - top) // 3, (right - left) // 3))
+    marked = picture.copy()
+    for grow, colour in ((2 * thick, 0), (thick, MARK)):
+        marked[max(top - grow, 0) : bottom + grow, max(left - grow, 0) : right + grow] = colour
+    marked[top:bottom, left:right] = picture[top:bottom, left:right]
+    return marked
 
 
 def legible(picture: Pixels, heat: Map, least: int = 160) -> tuple[Pixels, Map]:
@@ -69,7 +95,7 @@ def legible(picture: Pixels, heat: Map, least: int = 160) -> tuple[Pixels, Map]:
     if factor <= 1:
         return picture, heat
     large = picture.repeat(factor, axis=0).repeat(factor, axis=1)
-    return large, enlarge(heat, (large.shape[0], large.shape[1]))
+    return large, (mosaic if heat.ndim == 3 else enlarge)(heat, (large.shape[0], large.shape[1]))
 
 
 def thumbnail(picture: Pixels, most: int = 208) -> bytes:
@@ -86,12 +112,14 @@ def explanation(
     heat: Map,
     title: str,
     note: str,
-    heads: Sequence[tuple[Map, str]] = (),
+    tiles: Sequence[tuple[Map, str]] = (),
+    box: Box | None = None,
 ) -> bytes:
-    """PNG: picture, map, overlay and colour bar in a row; below, each of `heads` ((H, W) in [0, 1], its caption)."""
+    """PNG: picture, map, overlay and colour bar in a row; below, each of `tiles` (a map (gh, gw) in [0, 1], its
+    caption) over the picture. `heat` (H, W) in [0, 1] or (H, W, 3) in colours of its own; `box` is framed."""
     picture, heat = legible(picture, heat)
     columns = 6
-    rows = -(-len(heads) // columns)
+    rows = -(-len(tiles) // columns)
     aspect = picture.shape[0] / picture.shape[1]
     figure = Figure(figsize=(10.4, 3.1 * aspect + 1.05 + rows * (1.85 * aspect)), dpi=130, facecolor="white")
     height = figure.get_figheight()
@@ -100,19 +128,21 @@ def explanation(
     top = 1 - 0.95 / height
     middle = top - 3.0 * aspect / height
     grid = GridSpec(1, 4, figure, 0.02, middle, 0.94, top, wspace=0.06, width_ratios=(1, 1, 1, 0.05))
-    _panel(figure.add_subplot(grid[0]), picture, "what the model saw")
-    mapped = _panel(figure.add_subplot(grid[1]), heat, "map")
-    _panel(figure.add_subplot(grid[2]), overlay(picture, heat), "overlay")
-    bar = figure.colorbar(mapped, cax=figure.add_subplot(grid[3]))
-    bar.set_ticks([0, 0.5, 1], labels=["min", "", "max"], fontsize=9, color=FAINT)
-    bar.outline.set_visible(False)
-    if heads:
+    _panel(figure.add_subplot(grid[0]), framed(picture, box), "what the model saw")
+    mapped = _panel(figure.add_subplot(grid[1]), heat, "map" if heat.ndim == 2 else "features as colours")
+    _panel(figure.add_subplot(grid[2]), framed(overlay(picture, heat), box), "overlay")
+    if heat.ndim == 2:
+        bar = figure.colorbar(mapped, cax=figure.add_subplot(grid[3]))
+        bar.set_ticks([0, 0.5, 1], labels=["min", "", "max"], fontsize=9, color=FAINT)
+        bar.outline.set_visible(False)
+    if tiles:
         below = GridSpec(
             rows, columns, figure, 0.02, 0.06 / height, 0.94, middle - 0.35 / height, wspace=0.06, hspace=0.2
         )
-        for index, (head, caption) in enumerate(heads):
+        for index, (tile, caption) in enumerate(tiles):
             axes = figure.add_subplot(below[index // columns, index % columns])
-            _panel(axes, overlay(picture, enlarge(head, heat.shape)), caption, 8.5)
+            lit = overlay(picture, enlarge(tile, (picture.shape[0], picture.shape[1])))
+            _panel(axes, framed(lit, box), caption, 8.5)
     return png(figure)
 
 
@@ -120,7 +150,7 @@ def contact_sheet(tiles: Sequence[Tile], title: str, columns: int = 4) -> bytes:
     """PNG: `tiles` in rows of at most `columns`, each with its caption of up to three lines."""
     columns = min(columns, len(tiles))
     rows = -(-len(tiles) // columns)
-    width, high = max(2.6 * columns, 5.2) + 0.2, 3.12 * rows + 0.5
+    width, high = max(2.6 * columns, 6.4) + 0.2, 3.12 * rows + 0.5
     figure = Figure(figsize=(width, high), dpi=110, facecolor="white")
     _write(figure, title, 0.1 / width, 1 - 0.28 / high, 12, INK, weight="bold")
     box = GridSpec(
@@ -172,7 +202,9 @@ def _characters() -> frozenset[int]:
 
 
 def _write(figure: Figure, text: str, x: float, y: float, size: float, colour: str, weight: str = "normal") -> None:
-    limit = int(figure.get_figwidth() * 105 / size)
+    room = figure.get_figwidth() * (105 if weight == "bold" else 120)  # points, in characters of such fonts
+    size = max(0.75 * size, min(size, room / max(len(text), 1)))
+    limit = int(room / size)
     short = textwrap.shorten(printable(text), limit, placeholder=" …") if len(text) > limit else printable(text)
     figure.text(
         x, y, short, fontsize=size, color=colour, weight=weight, family=families(), va="center", parse_math=False

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
+from vitrail.interpretability.still import evaluating
 from vitrail.interpretability.stream import Flow, tapped, trunk
 
 COLOURS = 3
@@ -48,13 +49,8 @@ def feature_pca(model: nn.Module, images: Tensor, *, layer: int = -1) -> Feature
     def keep(_name: str, flow: Flow) -> None:
         grids.append(flow.grid)
 
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad(), tapped(model, keep, [names[layer]]):
-            model(images)
-    finally:
-        model.train(training)
+    with evaluating(model), torch.no_grad(), tapped(model, keep, [names[layer]]):
+        model(images)
     places = grids[0].movedim(1, -1)  # (B, gh, gw, D)
     scores, explained = principal(places.flatten(0, 2))
     return FeaturePCA(colours(scores).reshape(*places.shape[:3], COLOURS), explained)

@@ -34,7 +34,7 @@ def gradcam(model: nn.Module, images: Tensor, *, target: Tensor | int | None = N
         else:
             features = (to_grid(features.mT, model, images) if tokens else features).requires_grad_()
             logits = model.forward_head(features.flatten(2).mT if tokens else features)  # type: ignore[operator]
-        score = logits.gather(1, _target(target, logits)).sum()
+        score = logits.gather(1, class_of(target, logits)).sum()
         (gradients,) = torch.autograd.grad(score, features)
     return weigh(features.detach(), gradients)
 
@@ -73,7 +73,8 @@ def _what_attention_reads(model: nn.Module, images: Tensor) -> tuple[Tensor, Ten
     return grids[0], logits
 
 
-def _target(target: Tensor | int | None, logits: Tensor) -> Tensor:
+def class_of(target: Tensor | int | None, logits: Tensor) -> Tensor:
+    """The class to explain for each image, (B, 1): one for all, one each, or None for the predicted one."""
     if target is None:
         return logits.argmax(1, keepdim=True)
     return torch.as_tensor(target, device=logits.device).expand(len(logits)).unsqueeze(1)

@@ -16,7 +16,6 @@ Cost      one forward a batch, one backward a block and draw; the graph is freed
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.interpretability.available import not_available
+from vitrail.interpretability.still import frozen
 from vitrail.interpretability.stream import Flow, tapped, trunk
 
 
@@ -123,18 +123,3 @@ def _heat(centre: Tensor, pixels: Tensor, draws: int, model: nn.Module) -> Tenso
         (gradient,) = torch.autograd.grad((centre * signs).sum(), pixels, retain_graph=True)
         heat += gradient.double().abs().sum((0, 1))
     return heat
-
-
-@contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
-    """Eval mode, and no parameter that asks for a gradient, inside the `with`; each as it was afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    try:
-        model.eval().requires_grad_(requires_grad=False)
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_()
-        for module, training in modes.items():
-            module.training = training

@@ -28,7 +28,7 @@ from torch.utils.hooks import RemovableHandle
 
 from vitrail.errors import UserError
 from vitrail.interpretability.available import not_available
-from vitrail.interpretability.receptive_field import frozen
+from vitrail.interpretability.still import frozen
 from vitrail.interpretability.stream import as_flow, trunk
 from vitrail.layers.attention import record
 
