@@ -11,10 +11,13 @@ from html import escape
 
 STYLE = """
 :root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #15181e; --faint: #687082; --line: #e3e6ec;
-  --cell: #f0f2f6; --accent: #2f5fd0; --second: #d9822b; --third: #2a9d78; --wrong: #d1344b; --right: #2a9d78; }
+  --cell: #f0f2f6; --accent: #2f5fd0; --second: #d9822b; --third: #2a9d78; --wrong: #d1344b; --right: #2a9d78;
+  --model-1: #2f5fd0; --model-2: #d9822b; --model-3: #2a9d78; --model-4: #b0459b; --model-5: #8a6a24;
+  --model-6: #1d93b5; --model-7: #c8423f; --model-8: #6a7283; }
 @media (prefers-color-scheme: dark) { :root { --page: #101216; --card: #181b21; --ink: #e8eaf0; --faint: #98a0b0;
   --line: #2a2f39; --cell: #20242c; --accent: #6f9bff; --second: #f0a45c; --third: #55c79f; --wrong: #f2687c;
-  --right: #55c79f; } }
+  --right: #55c79f; --model-1: #6f9bff; --model-2: #f0a45c; --model-3: #55c79f; --model-4: #df86cd;
+  --model-5: #cfae60; --model-6: #5fc4e2; --model-7: #f57f7c; --model-8: #a3abbc; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif; }
@@ -44,6 +47,7 @@ svg .chart-title { font-size: 13px; font-weight: 600; } svg .tick { font-size: 1
 svg .axis { font-size: 11.5px; fill: var(--faint); } svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }
 svg .point { opacity: 0; } svg .point:hover { opacity: 1; } svg .strong { fill: #fff; font-weight: 600; }
+svg .error { stroke: var(--ink); stroke-width: 1.5; fill: none; } svg .zero { stroke: var(--faint); stroke-width: 1; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 td:last-child, th { white-space: nowrap; }
 th { text-align: left; font-weight: 600; font-size: 13px; color: var(--faint); }
@@ -60,6 +64,16 @@ code, pre { font: 13px/1.6 ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, mo
 pre { background: var(--cell); border-radius: 8px; padding: 14px 16px; margin: 0; overflow-x: auto; }
 pre i { color: var(--faint); font-style: normal; }
 section > p { margin: 0 0 8px; } ul + dl, p + dl { margin-top: 14px; }
+.legend { display: flex; flex-wrap: wrap; gap: 4px 18px; margin: 4px 0 10px; font-size: 13px; }
+.legend i { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 6px; }
+.strip { display: grid; grid-template-columns: repeat(auto-fill, minmax(118px, 1fr)); gap: 10px; margin: 6px 0 22px; }
+.strip figure > img { image-rendering: auto; } .strip figcaption { font-size: 12.5px; line-height: 1.35; }
+.findings { margin-top: 16px; } .findings li { margin-bottom: 6px; } .wide { max-width: 760px; margin-top: 14px; }
+.two { grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); }
+.small { grid-template-columns: repeat(auto-fill, minmax(210px, 1fr)); margin: 16px 0; }
+.sheet .gallery, .sheet figure div { grid-template-columns: 1fr; }
+td .legend { margin: 0; font-size: inherit; flex-wrap: nowrap; white-space: nowrap; }
+.scroll + h3, .note + h3 { margin-top: 20px; } .scroll + .strip { margin-top: 20px; }
 summary { cursor: pointer; margin-top: 8px; color: var(--accent); } ul, ol { margin: 8px 0 0; padding-left: 22px; }
 footer { text-align: center; color: var(--faint); font-size: 13px; padding: 8px 0 36px; }
 """
@@ -125,6 +139,23 @@ def gallery(figures: Sequence[tuple[Sequence[bytes], str]]) -> str:
         for pngs, caption in figures
     )
     return f'<div class="gallery">{"".join(boxes)}</div>'
+
+
+def strip(figures: Sequence[tuple[bytes, str]]) -> str:
+    """A row of PNGs, each with a caption (HTML) of its own."""
+    boxes = (f"<figure>{_picture(png)}<figcaption>{caption}</figcaption></figure>" for png, caption in figures)
+    return f'<div class="strip">{"".join(boxes)}</div>'
+
+
+def folded(summary: str, body: str) -> str:
+    """HTML that a click on the summary (text) opens."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def legend(entries: Sequence[tuple[str, str]]) -> str:
+    """What colours mean: (text, CSS colour)."""
+    marks = (f'<span><i style="background:{colour}"></i>{escape(name)}</span>' for name, colour in entries)
+    return f'<div class="legend">{"".join(marks)}</div>'
 
 
 def _picture(png: bytes) -> str:
