@@ -390,7 +390,12 @@ def folders(name: str, out: Path, seeds: int = 2) -> dict[tuple[str, int], Path]
     return {(arm.name, seed): place.folder(arms, arm, seed) for arm in arms if arm.trained for seed in range(seeds)}
 
 
-@pytest.mark.parametrize("name", NAMES)
+KINDS_OF_STUDY = ("distillation", "growth", "masked_pretraining", "position_encodings")  # every kind of arm and view
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS_OF_STUDY else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_a_study_from_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(name, tmp_path)
     study = find_study(name)

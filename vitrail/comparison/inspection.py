@@ -28,8 +28,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from vitrail.checkpoint import write_file
+from vitrail.comparison import cost
+from vitrail.comparison.inspection_page import html
 from vitrail.comparison.layer_probes import LayerProbes, layer_probes
-from vitrail.comparison.subjects import Cast, Subject, cast
+from vitrail.comparison.subjects import Missing, Story, Subject, cast
 from vitrail.errors import UserError, did_you_mean
 from vitrail.interpretability import draw
 from vitrail.interpretability.curvature import Curvature, top_eigenvalue
@@ -49,12 +51,6 @@ from vitrail.run import Run, load
 SHOWN, EXPLAINED, BLOCKS = 6, 4, 6
 GRID = 7  # points a side of the loss landscape
 PROBED = 1000  # training images that the probes may draw
-
-
-class Missing(NamedTuple):
-    """Instead of a result."""
-
-    why: str
 
 
 class Coloured(NamedTuple):
@@ -89,16 +85,6 @@ class Analysis(NamedTuple):
     """Whether it needs any."""
     between: Callable[[Subject, Subject], Any] | None = None
     """What is measured of two models together."""
-
-
-class Story(NamedTuple):
-    """All that the page tells."""
-
-    cast: Cast
-    found: Mapping[str, Sequence[Mapping[str, Any]]]
-    """By analysis, of each model its parts: results, or Missing."""
-    between: Mapping[str, Any]
-    """By analysis, of both models together."""
 
 
 def inspect(
@@ -146,7 +132,7 @@ def inspect(
 
 
 def _distance(subject: Subject) -> Statistics:
-    return attention_statistics(subject.run.model, subject.batches(subject.count, 2 * subject.at_once()))
+    return attention_statistics(subject.run.model, subject.batches(subject.total, 2 * subject.at_once()))
 
 
 def _features(subject: Subject) -> Coloured:
@@ -166,7 +152,7 @@ def _receptive(subject: Subject) -> ReceptiveFields:
 def _alike(subject: Subject) -> Iterator[Tensor]:
     """Batches of one size, of nearly all images."""
     size = subject.whole()
-    return islice(subject.batches(subject.count, size), subject.count // size)
+    return islice(subject.batches(subject.total, size), subject.total // size)
 
 
 def _cka(subject: Subject) -> Similarity:
@@ -175,7 +161,7 @@ def _cka(subject: Subject) -> Similarity:
 
 def _cka_between(one: Subject, other: Subject) -> Similarity:
     size = min(one.whole(), other.whole())
-    most = one.count // size * size
+    most = one.total // size * size
     return cka(one.run.model, zip(one.batches(most, size), other.batches(most, size), strict=True), other.run.model)
 
 
@@ -184,7 +170,7 @@ def _probes(subject: Subject) -> LayerProbes:
     classes = len(subject.source.classes) if subject.source else 1
     shots = int(np.clip(PROBED // (3 * classes), 1, 10))
     seeds = 3 if 3 * shots * classes <= PROBED else 1
-    return layer_probes(subject.run, shots=shots, seeds=seeds, most=subject.count, batch_size=2 * subject.at_once())
+    return layer_probes(subject.run, shots=shots, seeds=seeds, most=subject.total, batch_size=2 * subject.at_once())
 
 
 def _residual(subject: Subject) -> ResidualRatios:
@@ -210,7 +196,7 @@ def _looks(method: Method, subject: Subject) -> list[Looked]:
     assert subject.source is not None, "asked for images without data"
     assert subject.split is not None, "asked for images without data"
     found = []
-    for i in range(min(EXPLAINED, subject.count)):
+    for i in range(min(EXPLAINED, subject.total)):
         label = subject.split.labels[i]
         names = ", ".join(subject.source.classes[k] for k in ([label] if isinstance(label, int) else label))
         one = look(subject.run, subject.split.read(i), subject.split.name(i), method=method)
@@ -281,8 +267,6 @@ def _folder(folder: Path) -> Path:
 
 def _write(story: Story, folder: Path) -> Path:
     """The page and its numbers."""
-    from vitrail.comparison.inspection_page import html  # which needs this file's types
-
     asked = story.cast
     numbers = {
         "models": [
@@ -291,13 +275,13 @@ def _write(story: Story, folder: Path) -> Path:
                 "run": str(one.run.folder or one.run.recipe.model),
                 "model": one.run.recipe.model,
                 "weights": one.run.weights,
-                "parameters": sum(parameter.numel() for parameter in one.run.model.parameters()),
+                "parameters": cost.parameters(one.run.model),
                 "flops": one.flops,
                 "right": one.right,
             }
             for one in asked.subjects
         ],
-        **{"data": asked.data, "split": asked.split, "images": asked.subjects[0].count, "damaged": asked.damaged},
+        **{"data": asked.data, "split": asked.split, "images": asked.subjects[0].total, "damaged": asked.damaged},
         "analyses": dict(story.found),
         "between": dict(story.between),
     }

@@ -10,7 +10,7 @@ import base64
 import json
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,9 @@ from vitrail.comparison.inspection_words import ABOUT
 from vitrail.comparison.page import note, page, section, strip, table
 from vitrail.comparison.pictures_of_layers import Panel, Trace, board, bowls, heat, traces
 from vitrail.comparison.studies.pictures import matrices
+from vitrail.comparison.subjects import Missing, Story, Subject
 from vitrail.interpretability import draw
 from vitrail.interpretability.filters import as_pictures
-
-if TYPE_CHECKING:
-    from vitrail.comparison.inspection import Story
-    from vitrail.comparison.subjects import Subject
 
 TABLES, HEADS, KEPT = 4, 8, 28  # tables of offsets, heads of each, and filters that are shown
 DEPTH = "depth, 1 is the last block"
@@ -59,22 +56,19 @@ def html(story: Story) -> str:
 def _head(story: Story) -> str:
     """Who is looked at, and on which images."""
     asked = story.cast
-    rows = [
-        [
-            escape(one.label),
-            f"{cost.parameters(one.run.model):,}",
-            f"{short_count(one.flops)} multiply-adds",
-            escape(_accuracy(one)),
-            escape(one.run.weights),
-        ]
-        for one in asked.subjects
+    facts: list[tuple[str, Callable[[Subject], str]]] = [
+        ("weights", lambda one: one.run.weights),
+        ("parameters", lambda one: f"{cost.parameters(one.run.model):,}"),
+        ("multiply-adds of one image", lambda one: short_count(one.flops)),
+        ("right", _accuracy),
     ]
+    rows = [[what, *(escape(tell(one)) for one in asked.subjects)] for what, tell in facts]
     shown = (
-        f"{asked.subjects[0].count:,} {asked.split} images of {asked.data}, drawn evenly from the classes; the slow "
+        f"{asked.subjects[0].total:,} {asked.split} images of {asked.data}, drawn evenly from the classes; the slow "
         "analyses take fewer, as their sections say."
     )
     damaged = f" {len(asked.damaged)} could not be read: {', '.join(asked.damaged[:5])}." if asked.damaged else ""
-    told = table(["model", "parameters", "one image", "right", "weights"], rows)
+    told = table(["", *(one.label for one in asked.subjects)], rows)
     return told + note(shown + damaged if asked.data else "No images: only weights are shown.")
 
 
@@ -84,7 +78,7 @@ def _accuracy(one: Subject) -> str:
     whole = f"; {then['top1']:.1%} of {then['n']:,} after training" if "top1" in then else ""
     if isinstance(one.right, str):
         return one.right + whole
-    low, high = wilson(one.right, one.count)
+    low, high = wilson(one.right, one.total)
     return f"{one.right:.1%} of these images ({low:.1%} to {high:.1%}){whole}"
 
 
@@ -93,15 +87,15 @@ def _section(story: Story, name: str) -> str:
     told = []
     missing: list[str] = []
     for number, (subject, parts) in enumerate(zip(subjects, story.found[name], strict=True)):
-        absent = {part: value.why for part, value in parts.items() if hasattr(value, "why")}
+        absent = {part: value.why for part, value in parts.items() if isinstance(value, Missing)}
         told.append(Told(subject.label, number, {k: value for k, value in parts.items() if k not in absent}))
         missing += [f"{subject.label}: {why}" if len(subjects) > 1 else why for why in dict.fromkeys(absent.values())]
     present = [one for one in told if one.parts]
     both = story.between.get(name)
-    if hasattr(both, "why"):
+    if isinstance(both, Missing):
         missing.append(both.why)
     elif both is not None and len(present) == 2:
-        present.append(Told(f"{present[0].label} (up) and {present[1].label}", 2, {name: both}))
+        present.append(Told(f"{present[0].label} (up), {present[1].label}", 2, {name: both}))
     reading = f"<p><b>How to read it.</b> {escape(about.reading)}</p><p><b>Papers.</b> {escape(about.papers)}</p>"
     drawn = DRAWN[name](present) if present else ""
     body = f'<div id="{name}"></div>{reading}{drawn}{"".join(note(why) for why in missing)}'
@@ -112,12 +106,12 @@ def _wide(png: bytes, said: str) -> str:
     """A picture no larger than it is; `said` is for those who do not see it."""
     width = int.from_bytes(png[16:20], "big")
     source = base64.b64encode(png).decode()
-    place = f"width:100%;max-width:{width}px;border-radius:6px;margin:10px 0"
+    place = f"display:block;width:100%;max-width:{width}px;border-radius:6px;margin:10px 0"
     return f'<img alt="{escape(said)}" style="{place}" src="data:image/png;base64,{source}">'
 
 
 def _headed(told: Sequence[Told], body: str, one: Told) -> str:
-    return f"<h3>{escape(one.label)}</h3>{body}" if len(told) > 1 else body
+    return f'<h3 style="margin-top:20px">{escape(one.label)}</h3>{body}' if len(told) > 1 else body
 
 
 def _depth(count: int) -> NDArray[np.float64]:
@@ -136,15 +130,16 @@ def _distance(told: Sequence[Told]) -> str:
     def panels(of: str) -> Iterator[Panel]:
         for one in told:
             found = one.parts["attention"]
-            heads = [(index, value) for index, values in enumerate(getattr(found, of)) for value in values]
-            dots = Trace("heads", *zip(*heads, strict=True), "dots", one.number)
-            places = range(len(found.layers))
-            mean = Trace("mean", places, [values.mean() for values in getattr(found, of)], "line", one.number)
+            sites: list[NDArray[np.float64]] = getattr(found, of)
+            places = np.arange(len(sites))
+            heads = np.repeat(places, [len(values) for values in sites]), np.concatenate(sites)
+            dots = Trace("heads", *heads, style="dots", colour=one.number)
+            mean = Trace("mean", places, [values.mean() for values in sites], "line", one.number)
             uniform = found.uniform_distance if of == "distance" else np.ones(len(places))
             yield Panel(one.label, [dots, mean, Trace("uniform attention", places, uniform, "level")])
 
     drawn = [
-        _wide(traces(title, list(panels(of)), "site of attention, first to last", up, zero=True), title)
+        _wide(traces(title, list(panels(of)), "site of attention, first to last", up, zero=True, whole=True), title)
         for title, of, up in (
             ("Mean attention distance", "distance", "pixels"),
             ("Entropy of attention", "entropy_share", "share of uniform"),
@@ -164,7 +159,9 @@ def _positions(told: Sequence[Told]) -> str:
             apart = flat[~np.eye(len(flat), dtype=bool)] if len(flat) > 1 else flat
             low, top = float(apart.min()), float(apart.max())
             tiles = found.similarity.reshape(-1, high, wide)
-            body += _wide(board(tiles, columns=wide, low=low, high=top, side=640 // wide), "cosines of positions")
+            body += _wide(
+                board(tiles, columns=wide, low=low, high=top, side=max(14, 420 // wide)), "cosines of positions"
+            )
             body += note(
                 f"{found.kind} table {found.name}; colours from {low:.2f} to {top:.2f}, the least and the largest "
                 f"cosine of different places. Rank correlation of cosine and nearness: {found.correlation:.2f}."
@@ -221,9 +218,10 @@ def _features(told: Sequence[Told]) -> str:
     parts = []
     for one in told:
         found = one.parts["features"]
-        shown: list[tuple[bytes, str]] = []
-        for image, colours in zip(found.images, found.pca.picture, strict=True):
-            shown += [(board(image[None] / 255, columns=1), ""), (board(colours[None], columns=1), "")]
+        side = found.images.shape[1:3]
+        pairs = zip(found.images, found.pca.picture, strict=True)
+        both = [np.stack([image / 255, draw.mosaic(colours, side)]) for image, colours in pairs]
+        shown = [(board(pair, columns=1), "") for pair in both]
         shares = ", ".join(f"{share:.0%}" for share in found.pca.explained)
         body = strip(shown) + note(f"Red, green and blue hold {shares} of the variance.")
         parts.append(_headed(told, body, one))

@@ -45,7 +45,7 @@ ABOUT = {
     ),
     "features": About(
         "Features as colours",
-        "Beside each image the three strongest components of its last features, as red, green and blue, with one "
+        "Below each image the three strongest components of its last features, as red, green and blue, with one "
         "meaning in all images: places of one colour are alike to the model. Read the share of the variance first; "
         "colours that follow the place instead of the picture show positions.",
         "Oquab et al. (2024): in DINOv2 the same parts of different objects get the same colours, without any labels. "
@@ -87,7 +87,7 @@ ABOUT = {
     "localisation": About(
         "Whether tokens keep their place",
         "Over many images, how alike a token of the last block is to the pixels of every place: one bright cell at the "
-        "token's own row and column means that it still stands for its patch. The values against raw pixels are low, so "
+        "token's own row and column means that it still stands for its patch. Values against raw pixels are low, so "
         "each map has its own scale.",
         "Raghu et al. (2021): tokens of a ViT with a class token keep their place up to the last block, those at the "
         "edge resemble the whole edge; where tokens are averaged at the end, and in the last stage of a ResNet, maps "

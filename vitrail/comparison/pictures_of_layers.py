@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -42,9 +43,17 @@ class Panel(NamedTuple):
 
 
 def traces(
-    title: str, panels: Sequence[Panel], across: str, up: str, *, log: bool = False, zero: bool = False
+    title: str,
+    panels: Sequence[Panel],
+    across: str,
+    up: str,
+    *,
+    log: bool = False,
+    zero: bool = False,
+    whole: bool = False,
 ) -> bytes:
-    """PNG: panels side by side with one vertical axis, logarithmic or from 0 if so wanted. Names stand in a legend."""
+    """PNG: panels side by side with one vertical axis, logarithmic or from 0 if so wanted; `whole` numbers across.
+    Names stand in a legend."""
     figure = Figure(figsize=(10.0, 3.7), dpi=110, facecolor="white")
     headline(figure, title)
     first: Axes | None = None
@@ -57,12 +66,17 @@ def traces(
                        family=families())  # fmt: skip
         plain(axes, across, "" if first else up)
         axes.tick_params(labelleft=first is None)
+        if whole:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if any(trace.name for trace in panel.traces):
             axes.legend(frameon=False, prop={"family": families(), "size": 8.5})
         first = first or axes
     assert first is not None, "nothing to draw"
     if log:
         first.set_yscale("log")
+        first.yaxis.set_major_formatter("{x:g}")
+        first.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
+        first.tick_params(which="minor", labelsize=8.5, labelcolor=FAINT, length=0)
     if zero:
         first.set_ylim(bottom=0)
     return png(figure)
@@ -119,8 +133,9 @@ def board(
     """PNG of tiles in rows of `columns`: maps (N, h, w), coloured from `low` to `high` (their least and largest), or
     pictures (N, h, w, 3) in [0, 1]; each about `side` pixels, in whole multiples of theirs, or made smaller."""
     if tiles.ndim == 3:
-        low, high = np.nanmin(tiles) if low is None else low, np.nanmax(tiles) if high is None else high
-        shares = (np.nan_to_num(tiles, nan=float(low)) - low) / max(float(high) - float(low), 1e-12)
+        least = float(np.nanmin(tiles)) if low is None else low
+        most = float(np.nanmax(tiles)) if high is None else high
+        shares = (np.nan_to_num(tiles, nan=least) - least) / max(most - least, 1e-12)
         tiles = COLOUR_MAP(shares.clip(0, 1))[..., :3]
     pixels = (tiles * 255).round().astype(np.uint8)
     factor = max(1, side // max(pixels.shape[1:3]))

@@ -7,8 +7,8 @@ follows from the model, not from the machine: the numbers are the same everywher
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -48,14 +48,14 @@ class Subject(NamedTuple):
     """Bytes of a graph of the whole model, roughly, of one image."""
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """How many images there are."""
         return 0 if self.split is None else len(self.split)
 
     def batches(self, most: int, size: int) -> Iterator[Tensor]:
         """Up to `most` images as the model sees them, in batches of `size` and a last one of the rest."""
         assert self.split is not None, "asked for images without data"
-        part, device = Part(self.split, range(min(most, self.count))), best_device()
+        part, device = Part(self.split, range(min(most, self.total))), best_device()
         for batch in images_of(self.run, part, 1, size).epoch(0):
             yield batch.images.to(device)
 
@@ -66,11 +66,11 @@ class Subject(NamedTuple):
     def whole(self) -> int:
         """The size of batches whose images are compared with each other: all alike, as large as can be."""
         most = int(np.clip(MEMORY // (4 * self.widest), 16, WHOLE))
-        return self.count // max(1, round(self.count / most))
+        return self.total // max(1, round(self.total / most))
 
     def affordable(self, passes: int, least: int, most: int) -> int:
         """How many images may make so many passes each where a measurement is slow."""
-        return min(int(np.clip(SLOW / (passes * max(self.flops, 1)), least, most)), self.count)
+        return min(int(np.clip(SLOW / (passes * max(self.flops, 1)), least, most)), self.total)
 
     def labelled(self, most: int) -> tuple[Loss, Batches]:
         """The model's loss, and images with their labels. Raises UserError where it has not learned these classes."""
@@ -95,6 +95,22 @@ class Cast(NamedTuple):
     split: str
     damaged: list[str]
     """Names of images that cannot be read."""
+
+
+class Missing(NamedTuple):
+    """Instead of a result."""
+
+    why: str
+
+
+class Story(NamedTuple):
+    """All that a page tells."""
+
+    cast: Cast
+    found: Mapping[str, Sequence[Mapping[str, Any]]]
+    """By analysis, of each model its parts: results, or Missing."""
+    between: Mapping[str, Any]
+    """By analysis, of both models together."""
 
 
 def cast(runs: Sequence[Run], data: str | None, most: int, *, looking: bool = True) -> Cast:
