@@ -16,16 +16,20 @@ PACKAGES = ["layers", "weights", "models", "data", "training", "interpretability
 
 
 def tree() -> str:
-    """One line a file of the top level and a line a package with its files."""
+    """One line a file of the top level and a line a package with its files; those of models stand in the table."""
     lines = ["vitrail/"]
     for path in sorted((ROOT / "vitrail").glob("[a-z]*.py")):
         lines.append(f"  {path.name:<20}{first_sentence(path)}")
     for package in PACKAGES:
-        files = sorted(path.stem for path in (ROOT / "vitrail" / package).glob("[a-z]*.py"))
-        lines.append(f"  {package + '/':<20}{first_sentence(ROOT / 'vitrail' / package / '__init__.py')}")
+        folder = ROOT / "vitrail" / package
+        files = sorted(path.stem for path in folder.glob("[a-z]*.py"))
+        files += sorted(f"{path.parent.name}/" for path in folder.glob("*/__init__.py"))
+        lines.append(f"  {package + '/':<20}{first_sentence(folder / '__init__.py')}")
+        if package == "models":
+            continue
         line = " " * 22
         for file in files:
-            if len(line) + len(file) > 110:
+            if len(line) + len(file) > 118:
                 lines.append(line.rstrip())
                 line = " " * 22
             line += file + " "

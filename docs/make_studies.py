@@ -27,7 +27,8 @@ def row(found: dict[str, Any]) -> str:
 def main() -> None:
     """Fill in what stands between the markers."""
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOLDER.glob("*.json"))]
-    head = ["| study | verdict | deciding differences, points of accuracy unless said (95 % interval) |", "|---|---|---|"]
+    about = "deciding differences, points of accuracy unless said (95 % interval)"
+    head = [f"| study | verdict | {about} |", "|---|---|---|"]
     table = "\n".join([*head, *map(row, found)])
     text = README.read_text(encoding="utf-8")
     README.write_text(

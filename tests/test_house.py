@@ -45,7 +45,7 @@ FLOORS = [  # from the ground up; what stands on one line does not know its neig
 ]
 
 NAMES = """
-Recipe compare create_model describe doctor evaluate explain export list_models load predict read_image record
+Recipe compare create_model describe doctor evaluate explain export inspect list_models load predict read_image record
 robustness train
 """
 

@@ -80,6 +80,25 @@ def test_the_ways_to_train_run() -> None:
         assert result.code == 0, (words, result.err)
 
 
+@pytest.mark.usefixtures("photographs")
+def test_the_ways_to_look_run() -> None:
+    said = commands("What it has learned, and which model to take")
+    assert [words[0] for words in said] == ["explain", "inspect", "robustness", "compare"]
+    for name in ("photos", "cnn"):
+        assert vitrail("train", "photos", *SMALL, "--smoke", "--out", f"runs/{name}").code == 0
+    few = {"inspect": ["--images", "4", "--only", "filters,residual"], "robustness": ["--limit", "2"]}
+    for words in said:
+        if words[0] == "compare":
+            models = "vit_pico_patch2_8,convmixer_128_4_ks3_p4"
+            words = [*words[:2], "--models", models, "--img-size", "16", "--epochs", "1"]
+        names = [str(path) for word in words for path in (sorted(Path().glob(word)) if "*" in word else [word])]
+        result = vitrail(*names, *few.get(words[0], []))
+        assert result.code == 0, (words, result.err)
+    assert len(list(Path("maps").glob("*_relevance.png"))) == 8
+    assert Path("inspected/inspection.html").is_file()
+    assert Path("comparison/compare.html").is_file()
+
+
 def test_the_python_runs_and_prints_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = blocks("python")
     exec(compile(code, "README.md", "exec"), {})

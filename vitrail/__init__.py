@@ -22,6 +22,7 @@ _HOME = {
     "evaluate": "training.evaluate",
     "predict": "training.predict",
     "explain": "interpretability.explain",
+    "inspect": "comparison.inspection",
     "compare": "comparison.compare",
     "robustness": "comparison.robustness",
     "export": "formats",

@@ -18,6 +18,7 @@ VERBS = {
     "probe": "RUN [DATA]        how good features are: linear probe, few-shot, nearest neighbours",
     "predict": "RUN IMAGE...      classes and probabilities of image files, folders, globs",
     "explain": "RUN IMAGE...      pictures of what the model looks at",
+    "inspect": "RUN [RUN2] [DATA] a page of what a model has learned: heads, layers, positions, landscape",
     "compare": "DATA              train several models alike on one's own images; one page with intervals",
     "robustness": "RUN [DATA]        corrupted, hidden, shuffled, attacked and resized images",
     "export": "RUN OUT           .safetensors, .onnx or .pt2, reloaded and compared",

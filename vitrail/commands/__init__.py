@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 import tyro
 
-from vitrail.commands import catalogue, comparing, images, probing, robustness, studying, training, using
+from vitrail.commands import (
+    catalogue,
+    comparing,
+    images,
+    inspecting,
+    probing,
+    robustness,
+    studying,
+    training,
+    using,
+)
 
 
 def run_command(verb: str, arguments: list[str]) -> None:
@@ -24,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "probe": probing.probe,
     "predict": using.predict,
     "explain": using.explain,
+    "inspect": inspecting.inspect,
     "compare": comparing.compare,
     "robustness": robustness.robustness,
     "export": using.export,

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter, MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -75,8 +75,8 @@ def traces(
     if log:
         first.set_yscale("log")
         first.yaxis.set_major_formatter("{x:g}")
-        first.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 1)))
-        first.tick_params(which="minor", labelsize=8.5, labelcolor=FAINT, length=0)
+        first.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        first.minorticks_off()
     if zero:
         first.set_ylim(bottom=0)
     return png(figure)
@@ -115,6 +115,7 @@ def bowls(title: str, planes: Sequence[tuple[str, Floats, Floats]]) -> bytes:
         axes.plot(0, 0, "+", color="white", markersize=10)
         axes.set_title(printable(name), fontsize=9.5, color=FAINT, loc="left", parse_math=False, family=families())
         plain(axes, "first direction", "" if index else "second direction", grid=False)
+    assert shown is not None, "no loss to draw"
     bar = figure.colorbar(shown, cax=figure.add_axes((width + 0.01, 0.13, 0.016, 0.68)))
     marks = np.linspace(low, levels[-1], 5)
     bar.set_ticks(list(marks), labels=[f"{10**mark:.3g}" for mark in marks])
