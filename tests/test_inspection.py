@@ -310,7 +310,7 @@ def test_plain_is_json() -> None:
 
 def test_a_board_keeps_its_pixels() -> None:
     tiles = np.arange(12.0).reshape(3, 2, 2)
-    image = np.asarray(Image.open(io.BytesIO(board(tiles, columns=2, side=8))))
+    image = np.asarray(Image.open(io.BytesIO(board(tiles, columns=2, side=8))).convert("RGBA"))
     assert image.shape == (16 + GAP, 16 + GAP, 4)
     assert (image[8 : 8 + GAP, :, 3] == 0).all(), "what lies between is transparent"
     assert (image[:8, :8, 3] == 255).all()

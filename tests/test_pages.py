@@ -13,6 +13,7 @@ from tiny_runs import tiny
 from vitrail.comparison.report import write_report
 from vitrail.training import loop
 
+DOCS = Path(__file__).parent.parent / "docs"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here to open pages with")
 QUIET = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
@@ -40,6 +41,12 @@ def test_the_browser_would_tell(tmp_path: Path) -> None:
 def test_report(tmp_path: Path) -> None:
     folder = loop.fit(tiny(), tmp_path / "run")
     check(write_report(folder), tmp_path / "profile", "training report")
+
+
+@needs_chromium
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.html")), ids=lambda page: page.stem)
+def test_the_examples_that_we_show(page: Path, tmp_path: Path) -> None:
+    check(page, tmp_path / "profile", "</html>")
 
 
 def check(page: Path, profile: Path, words: str) -> None:

@@ -61,6 +61,14 @@ class Coloured(NamedTuple):
     pca: FeaturePCA
 
 
+class Fields(NamedTuple):
+    """Receptive fields of some blocks."""
+
+    depth: NDArray[np.float64]
+    """(L,) from above 0 to 1 at the last block."""
+    fields: ReceptiveFields
+
+
 class Looked(NamedTuple):
     """What a method finds in one image."""
 
@@ -142,11 +150,11 @@ def _features(subject: Subject) -> Coloured:
     return Coloured(pictures, feature_pca(subject.run.model, images))
 
 
-def _receptive(subject: Subject) -> ReceptiveFields:
-    depth = len(trunk(subject.run.model))
-    layers = np.unique(np.linspace(0, depth - 1, BLOCKS).round().astype(int)).tolist()
+def _receptive(subject: Subject) -> Fields:
+    blocks = len(trunk(subject.run.model))
+    layers = np.unique(np.linspace(0, blocks - 1, BLOCKS).round().astype(int))
     images = subject.batches(subject.affordable(8 * len(layers), 8, 32), subject.at_once())
-    return receptive_fields(subject.run.model, images, layers=layers)
+    return Fields((layers + 1) / blocks, receptive_fields(subject.run.model, images, layers=layers.tolist()))
 
 
 def _alike(subject: Subject) -> Iterator[Tensor]:

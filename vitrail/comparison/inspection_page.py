@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from vitrail.interpretability import draw
 from vitrail.interpretability.filters import as_pictures
 
 TABLES, HEADS, KEPT = 4, 8, 28  # tables of offsets, heads of each, and filters that are shown
+CELLS = 100_000  # of the similarity of positions
 DEPTH = "depth, 1 is the last block"
 
 
@@ -158,10 +160,10 @@ def _positions(told: Sequence[Told]) -> str:
             flat = found.similarity.reshape(high * wide, high * wide)
             apart = flat[~np.eye(len(flat), dtype=bool)] if len(flat) > 1 else flat
             low, top = float(apart.min()), float(apart.max())
-            tiles = found.similarity.reshape(-1, high, wide)
-            body += _wide(
-                board(tiles, columns=wide, low=low, high=top, side=max(14, 420 // wide)), "cosines of positions"
-            )
+            step = math.ceil(len(flat) / CELLS**0.5)  # large grids show some of their tiles
+            some = found.similarity[::step, ::step]
+            tiles, across = some.reshape(-1, high, wide), some.shape[1]
+            body += _wide(board(tiles, columns=across, low=low, high=top, side=420 // across), "cosines of positions")
             body += note(
                 f"{found.kind} table {found.name}; colours from {low:.2f} to {top:.2f}, the least and the largest "
                 f"cosine of different places. Rank correlation of cosine and nearness: {found.correlation:.2f}."
@@ -232,11 +234,12 @@ def _receptive(told: Sequence[Told]) -> str:
     lines = [Trace("even over the picture", [0, 1], [0.707, 0.707], "level")]
     parts = []
     for one in told:
-        found = one.parts["fields"]
-        lines.append(Trace(one.label, _depth(len(found.layers)), found.side50, "line", one.number))
+        depth, found = one.parts["fields"]
+        lines.append(Trace(one.label, depth, found.side50, "line", one.number))
+        shares = found.maps / found.maps.max((1, 2), keepdims=True).clip(min=1e-30)
         shown = [
-            (heat(np.sqrt(found.maps[i])), f"<small>{escape(name)}<br>{found.radius[i]:.1f} px</small>")
-            for i, name in enumerate(found.layers)
+            (heat(np.log10(share.clip(min=1e-3))), f"<small>{escape(name)}<br>{radius:.1f} px</small>")
+            for share, name, radius in zip(shares, found.layers, found.radius, strict=True)
         ]
         parts.append(_headed(told, strip(shown) + note(f"Mean over {found.images} images."), one))
     return _by_depth("Side of the square with half of the field", "share of the side", lines) + "".join(parts)
@@ -246,7 +249,7 @@ def _cka(told: Sequence[Told]) -> str:
     panels = [(one.label, one.parts["cka"].values) for one in told]
     counts = {f"{one.parts['cka'].images} images" for one in told}
     title = "Unbiased linear CKA"
-    return _wide(matrices(title, panels, "block", "block"), title) + note(f"Minibatches of {', '.join(counts)}.")
+    return _wide(matrices(title, panels, "block", "block"), title) + note(f"From {', '.join(counts)}.")
 
 
 def _probes(told: Sequence[Told]) -> str:

@@ -53,9 +53,9 @@ ABOUT = {
     ),
     "receptive": About(
         "Effective receptive fields",
-        "How much each pixel moves the features at the centre of a block's grid (square root, each tile with its own "
-        "scale), and by depth the side of the centred square that holds half of it. The bright spot in the middle is "
-        "what the skip path carries.",
+        "How much each pixel moves the features at the centre of a block's grid (logarithmic: black is a thousandth of "
+        "the tile's largest value, or less), and by depth the side of the centred square that holds half of it. The "
+        "bright spot in the middle is what the skip path carries.",
         "Luo et al. (2016): what a convolutional network really uses is much smaller than what it could see, and "
         "shaped like a Gaussian. Raghu et al. (2021): in a ResNet it grows gradually with depth; in a ViT the lowest "
         "blocks see further already, and about the middle the field becomes global.",

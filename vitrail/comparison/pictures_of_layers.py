@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from vitrail.comparison.studies.pictures import COLOURS, headline, plain
-from vitrail.interpretability.draw import COLOUR_MAP, FAINT, families, png, printable
+from vitrail.interpretability.draw import COLOUR_MAP, FAINT, Pixels, families, png, printable
 
 Floats = NDArray[np.floating]
 GAP = 3  # pixels between tiles
@@ -124,7 +124,7 @@ def bowls(title: str, planes: Sequence[tuple[str, Floats, Floats]]) -> bytes:
 
 
 def heat(values: Floats, *, low: float | None = None, high: float | None = None, side: int = 132) -> bytes:
-    """PNG of one map (h, w) in colours, squares of one colour up to about `side` pixels; its own range unless given."""
+    """PNG of one map (h, w) in colours, squares up to about `side` pixels; its own range unless given."""
     return board(values[None], columns=1, low=low, high=high, side=side)
 
 
@@ -132,27 +132,41 @@ def board(
     tiles: Floats, *, columns: int, low: float | None = None, high: float | None = None, side: int = 132
 ) -> bytes:
     """PNG of tiles in rows of `columns`: maps (N, h, w), coloured from `low` to `high` (their least and largest), or
-    pictures (N, h, w, 3) in [0, 1]; each about `side` pixels, in whole multiples of theirs, or made smaller."""
+    pictures (N, h, w, 3) in [0, 1]; each up to about `side` pixels, in whole multiples of theirs, or made smaller."""
+    tall = -(-max(tiles.shape[1:3]) // side)  # of large tiles every so many rows and columns become one
+    tiles = _smaller(tiles, tall)
+    factor = max(1, side // max(tiles.shape[1:3]))
     if tiles.ndim == 3:
         least = float(np.nanmin(tiles)) if low is None else low
         most = float(np.nanmax(tiles)) if high is None else high
         shares = (np.nan_to_num(tiles, nan=least) - least) / max(most - least, 1e-12)
-        tiles = COLOUR_MAP(shares.clip(0, 1))[..., :3]
-    pixels = (tiles * 255).round().astype(np.uint8)
-    factor = max(1, side // max(pixels.shape[1:3]))
-    pixels = pixels.repeat(factor, 1).repeat(factor, 2)
-    count, high_, wide = pixels.shape[:3]
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    whole = np.zeros((rows * (high_ + GAP), columns * (wide + GAP), 4), np.uint8)
-    for index, tile in enumerate(pixels):
-        top, left = index // columns * (high_ + GAP), index % columns * (wide + GAP)
-        whole[top : top + high_, left : left + wide, :3] = tile
-        whole[top : top + high_, left : left + wide, 3] = 255
-    image = Image.fromarray(whole[:-GAP, :-GAP])
-    room = columns * (side + GAP)
-    if image.width > room:
-        image = image.resize((room, round(image.height * room / image.width)), Image.Resampling.BOX)
+        image = Image.fromarray(_laid((254 * shares.clip(0, 1)).round().astype(np.uint8), columns, factor, 255))
+        image.putpalette((COLOUR_MAP(np.arange(256) / 254)[:, :3] * 255).round().astype(np.uint8).tobytes())
+        image.info["transparency"] = 255
+    else:
+        opaque = np.concatenate([tiles, np.ones((*tiles.shape[:3], 1))], axis=3)
+        image = Image.fromarray(_laid((opaque * 255).round().astype(np.uint8), columns, factor, 0))
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def _smaller(tiles: Floats, by: int) -> Floats:
+    """Means of squares of `by` x `by`; what is left at the lower and right edge is cut off."""
+    if by == 1:
+        return tiles
+    high, wide = (length // by * by for length in tiles.shape[1:3])
+    squares = tiles[:, :high, :wide].reshape(len(tiles), high // by, by, wide // by, by, *tiles.shape[3:])
+    return squares.mean((2, 4))
+
+
+def _laid(tiles: Pixels, columns: int, factor: int, gap: int) -> Pixels:
+    """Tiles (N, h, w, ...) in rows, each value `factor` pixels wide, with `gap` between them."""
+    tiles = tiles.repeat(factor, 1).repeat(factor, 2)
+    count, high, wide = tiles.shape[:3]
+    columns = min(columns, count)
+    whole = np.full((-(-count // columns) * (high + GAP), columns * (wide + GAP), *tiles.shape[3:]), gap, np.uint8)
+    for index, tile in enumerate(tiles):
+        top, left = index // columns * (high + GAP), index % columns * (wide + GAP)
+        whole[top : top + high, left : left + wide] = tile
+    return whole[:-GAP, :-GAP]
