@@ -18,7 +18,7 @@ from PIL import Image
 from scipy import stats
 from tiny_runs import bits, stopping
 
-from vitrail.comparison.studies import find_study, list_studies, trial
+from vitrail.comparison.studies import find_study, growth, list_studies, trial
 from vitrail.comparison.studies.findings import (
     ArmFound,
     ContrastFound,
@@ -140,6 +140,8 @@ def test_what_is_called_equal_compute_is(scale: str) -> None:
     """Within the rounding to whole epochs, and the few positions and first layers that differ."""
     for name in NAMES:
         study = find_study(name)
+        if not any("equal compute" in one.says for one in study.contrasts):
+            continue
         size = study.scales[scale]
         arms = study.arms(size)
         spent = trial.training_cost(arms, {arm.name: arm.images or size.images for arm in arms}, 10)
@@ -390,7 +392,7 @@ def folders(name: str, out: Path, seeds: int = 2) -> dict[tuple[str, int], Path]
     return {(arm.name, seed): place.folder(arms, arm, seed) for arm in arms if arm.trained for seed in range(seeds)}
 
 
-KINDS_OF_STUDY = ("distillation", "growth", "masked_pretraining", "position_encodings")  # every kind of arm and view
+KINDS_OF_STUDY = ("distillation", "masked_pretraining", "position_encodings")  # every kind of arm and view
 
 
 @pytest.mark.parametrize(
@@ -421,6 +423,28 @@ def test_a_study_from_end_to_end(name: str, tmp_path: Path, monkeypatch: pytest.
     for verb in ("fit", "resume"):
         monkeypatch.setattr(loop, verb, lambda *_: pytest.fail("a finished run is trained again"))
     assert run(name, tmp_path) == found
+
+
+def test_what_is_not_trained_is_asked_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Costs that grow with the pixels, and with their square, have the exponents 1 and 2."""
+    monkeypatch.setattr(growth, "seconds", lambda name, side: float(side**4 if name.startswith("vit") else side**2))
+    measures = {
+        "adds": growth.seconds,
+        "seconds": growth.seconds,
+        "kept": growth.kept,
+        "spelt_out": growth.kept_spelt_out,
+    }
+    views = {key: replace(growth.VIEWS[key], take=growth.exponent(measure)) for key, measure in measures.items()}
+    study = replace(find_study("growth"), views=views)
+    found = trial.try_out(study, data="none", scale="smoke", seeds=2, out=tmp_path)
+    assert found.arms == []
+    values = {f"{one.arm}/{one.view}": one.values[0] for one in found.views}
+    assert values["vit/seconds"] == pytest.approx(2)
+    assert values["swin/seconds"] == pytest.approx(1)
+    assert 0.9 < values["vit/kept"] < 1.05, "the fused kernel keeps no matrix"
+    assert values["vit/spelt_out"] > values["vit/kept"] + 0.05
+    assert found.verdict == SEEN
+    assert "No data, scale smoke: 2 seeds, 32 x 32 pixels" in (tmp_path / "growth.md").read_text()
 
 
 def test_studies_share_the_runs_that_are_the_same(tmp_path: Path) -> None:
