@@ -634,4 +634,10 @@ def test_log_ticks(low: float, high: float) -> None:
 
 
 def test_short_counts() -> None:
-    assert [charts.short_count(n) for n in (999, 1234, 5_600_000, 2.5e9)] == ["999", "1.23 k", "5.6 M", "2.5 G"]
+    assert [charts.short_count(n) for n in (999, 1234, 5_600_000, 2.5e9, 9.72e12)] == [
+        "999",
+        "1.23 k",
+        "5.6 M",
+        "2.5 G",
+        "9.72 T",
+    ]

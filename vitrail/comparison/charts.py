@@ -264,7 +264,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 def short_count(number: float) -> str:
     """1.2 G, 34 M, 5.6 k: three digits and a unit."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+    for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.3g}"

@@ -42,7 +42,8 @@ dt { color: var(--faint); } dd { margin: 0; overflow-wrap: anywhere; }
 .split { display: grid; grid-template-columns: minmax(0, 1.9fr) minmax(220px, 1fr); gap: 28px; }
 @media (max-width: 760px) { .split { grid-template-columns: 1fr; } }
 .scroll { overflow-x: auto; }
-svg { width: 100%; height: auto; display: block; } svg text { font-family: inherit; fill: var(--ink); }
+svg { width: 100%; height: auto; display: block; } .charts svg { max-width: 620px; }
+svg text { font-family: inherit; fill: var(--ink); }
 svg .chart-title { font-size: 13px; font-weight: 600; } svg .tick { font-size: 10.5px; fill: var(--faint); }
 svg .axis { font-size: 11.5px; fill: var(--faint); } svg .grid { stroke: var(--line); stroke-width: 1; }
 svg .curve { fill: none; stroke-width: 2.2; stroke-linejoin: round; stroke-linecap: round; }

@@ -20,7 +20,7 @@ import torch
 import vitrail
 from vitrail.checkpoint import write_file
 from vitrail.comparison import cost
-from vitrail.comparison.charts import Curve, confusion_matrix, line_chart
+from vitrail.comparison.charts import Curve, confusion_matrix, line_chart, short_count
 from vitrail.comparison.checkup import checkup
 from vitrail.comparison.figures import figures, metric_of
 from vitrail.comparison.in_words import in_words
@@ -226,8 +226,8 @@ def _cost(story: Story) -> str:
     device = next(model.parameters()).device.type
     where = f"CPU, {_counted(torch.get_num_threads(), 'thread')}" if device == "cpu" else device.upper()
     entries = [
-        (_count(cost.parameters(model)), "parameters", f"{cost.parameters(model):,}"),
-        (_count(flops), "multiply-adds an image", "what papers print as FLOPs"),
+        (short_count(cost.parameters(model)), "parameters", f"{cost.parameters(model):,}"),
+        (short_count(flops), "multiply-adds an image", "what papers print as FLOPs"),
         (f"{speed:,.0f}", "images a second in use", f"{where}, batches of {batch}"),
     ]
     rates = [line["images_per_s"] for line in story.log if line.get("images_per_s")]
@@ -316,10 +316,3 @@ def _sure(mistake: dict[str, Any]) -> str:
 
 def _counted(number: int, thing: str) -> str:
     return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _count(number: int) -> str:
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)

@@ -26,7 +26,7 @@ from vitrail.comparison.charts import (
     short_count,
 )
 from vitrail.comparison.measure import BATCHES, Look
-from vitrail.comparison.page import bar, definitions, folded, note, page, section, table
+from vitrail.comparison.page import definitions, folded, note, page, section, table
 from vitrail.comparison.standing import told_apart
 from vitrail.comparison.summary import points, share, shares, summary
 from vitrail.comparison.versus_beyond import BEYOND
@@ -256,7 +256,7 @@ def _classes(found: Numbers) -> str:
 
 def _recall(model: Numbers, k: int) -> str:
     value = model["classes"]["recall"][k]
-    return "none" if value is None else bar(value)
+    return "none" if value is None else share(value)
 
 
 def _confusion(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
