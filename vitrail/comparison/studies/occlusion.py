@@ -75,7 +75,7 @@ def _changed(how: str) -> Any:
 
 
 def _corruption(name: str) -> Any:
-    """One corruption at severity 3, with the randomness of the image's own bytes."""
+    """One corruption at severity 3, with the randomness of the image's own bytes; a grey image stays grey."""
     import zlib
 
     import torch
@@ -83,8 +83,9 @@ def _corruption(name: str) -> Any:
     from vitrail.comparison.corruptions import corrupt
 
     def change(image: Any) -> Any:
-        pixels = image.permute(1, 2, 0).numpy()
-        return torch.from_numpy(corrupt(pixels, name, 3, seed=zlib.crc32(pixels.tobytes()))).permute(2, 0, 1)
+        pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
+        worse = torch.from_numpy(corrupt(pixels, name, 3, seed=zlib.crc32(pixels.tobytes()))).permute(2, 0, 1)
+        return worse if len(image) == 3 else worse.float().mean(0, keepdim=True).round().byte()
 
     return change
 
