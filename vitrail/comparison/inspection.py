@@ -18,13 +18,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from vitrail.checkpoint import write_file
@@ -47,6 +45,7 @@ from vitrail.interpretability.residual import ResidualRatios, residual_ratios
 from vitrail.interpretability.similarity import Similarity, cka
 from vitrail.interpretability.stream import trunk
 from vitrail.run import Run, load
+from vitrail.training.progress import Bar
 
 SHOWN, EXPLAINED, BLOCKS = 6, 4, 6
 GRID = 7  # points a side of the loss landscape
@@ -318,31 +317,15 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-class _Display:
+class _Display(Bar):
     """On standard error: a bar over the analyses in a terminal, a line for each elsewhere."""
 
     def __init__(self, total: int) -> None:
-        self.console = Console(stderr=True, highlight=False)
-        self.bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
+        super().__init__(
+            TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
         self.task = self.bar.add_task("reading images", total=total)
         self.what, self.since = "", time.perf_counter()
-
-    def __enter__(self) -> Self:
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
 
     def begin(self, name: str, label: str) -> None:
         """An analysis of a model begins."""
@@ -355,4 +338,4 @@ class _Display:
         missing = all(isinstance(part, Missing) for part in parts.values())
         said = next(iter(parts.values())).why if missing else f"{seconds:.1f} s"
         self.bar.update(self.task, advance=1)
-        self.console.print(f"{self.what}  {said}", markup=False, emoji=False, soft_wrap=True)
+        self.say(f"{self.what}  {said}")

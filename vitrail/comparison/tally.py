@@ -18,7 +18,6 @@ from vitrail.comparison import measure, standing
 from vitrail.comparison.entrants import Entrant
 from vitrail.comparison.in_words import in_words
 from vitrail.comparison.plan import Plan
-from vitrail.recipe import Recipe
 from vitrail.run import best_device, read_recipe
 from vitrail.training.features import scored_split
 
@@ -151,17 +150,13 @@ def _joined(plan: Plan, label: str) -> bool:
 
 def _differing(plan: Plan) -> dict[str, dict[str, str]]:
     """The settings in which the recipes of the runs differ beyond their model: setting -> label -> value."""
-    recipes = {one.label: dict(_flat(_as_dict(read_recipe(plan.folder(one, 0))[0]))) for one in plan.entrants}
+    recipes = {one.label: dict(_flat(dataclasses.asdict(read_recipe(plan.folder(one, 0))[0]))) for one in plan.entrants}
     keys = next(iter(recipes.values()))
     return {
         key: {label: str(recipe[key]) for label, recipe in recipes.items()}
         for key in keys
         if key not in NOT_COMPARED and len({json.dumps(recipe[key]) for recipe in recipes.values()}) > 1
     }
-
-
-def _as_dict(recipe: Recipe) -> dict[str, Any]:
-    return dataclasses.asdict(recipe)
 
 
 def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -6,7 +6,15 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 METRICS = {
     "top1": "accuracy",
@@ -16,25 +24,12 @@ METRICS = {
 }
 
 
-class Display:
-    """A bar over all steps of the run, with epoch, loss, rate and time left; a line for each finished epoch."""
+class Bar:
+    """A live bar of `columns` on standard error in a terminal, elsewhere nothing but the lines that are said."""
 
-    def __init__(self, epochs: int, steps: int, done: int, quiet: bool = False):
+    def __init__(self, *columns: ProgressColumn, quiet: bool = False):
         self.console = Console(stderr=True, highlight=False, quiet=quiet)
-        self.epochs = epochs
-        self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
-        self.task = self.bar.add_task("", total=steps, completed=done, epoch=0, epochs=epochs, status="starting")
+        self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal, transient=True)
 
     def __enter__(self) -> Self:
         self.bar.start()
@@ -48,6 +43,24 @@ class Display:
     def say(self, line: str) -> None:
         """A line above the bar."""
         self.console.print(line, markup=False, emoji=False, soft_wrap=True)
+
+
+class Display(Bar):
+    """A bar over all steps of the run, with epoch, loss, rate and time left; a line for each finished epoch."""
+
+    def __init__(self, epochs: int, steps: int, done: int, quiet: bool = False):
+        super().__init__(
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            quiet=quiet,
+        )
+        self.epochs = epochs
+        self.task = self.bar.add_task("", total=steps, completed=done, epoch=0, epochs=epochs, status="starting")
 
     def step(self, epoch: int, loss: float, rate: float) -> None:
         """One update done; `epoch` counts from 0, `rate` is images a second."""

@@ -4,7 +4,7 @@ Claim     ViT. Dosovitskiy et al., ICLR 2021, arXiv 2010.11929, figure 7 and app
           arXiv 2108.08810, figures 3 and 4: pre-trained on enough images, the lowest layers mix local and global heads
           and the highest are global; trained on ImageNet alone, large models do not learn the local ones.
 Figures   ViT-L/16 on JFT, heads of the lowest layers from about 20 to above 100 pixels of 224, of the two highest all
-          near 110, where attention that is the same everywhere would be (read off).
+          near 110, where attention that is the same everywhere would be (recalled).
 Compared  the heads of a small ViT with 8 x 8 patches, after training; a hundred percent is the mean distance of
           attention that is the same everywhere. A few thousand images are far from the claim's "enough".
 Seen      if heads differ more in the first layer than in the last, and the last layer looks farther than the first.

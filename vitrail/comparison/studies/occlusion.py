@@ -13,6 +13,7 @@ Seen      if the convolutional network loses more points by missing patches than
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,41 +54,22 @@ def corrupted(run: Run, source: Any) -> Any:
 
 def _changed(how: str) -> Any:
     """A change of a uint8 image (C, H, W), random, but the same for the same image."""
-    import zlib
-
-    import torch
-
-    from vitrail.layers.tokens import windows
+    from vitrail.comparison.occlusion import deal, drop, random_drop, shuffled
 
     def change(image: Any) -> Any:
-        draws = torch.Generator().manual_seed(zlib.crc32(image.numpy().tobytes()))
-        side = image.shape[-1] // CELLS
-        cells = windows(image.permute(1, 2, 0)[None], side, side)  # (16, side side, C)
-        order = torch.randperm(CELLS**2, generator=draws)
+        seed = zlib.crc32(image.numpy().tobytes())
         if how == "black":
-            cells[order[: CELLS**2 // 2]] = 0
-        else:
-            cells = cells[order]
-        grid = cells.unflatten(0, (CELLS, CELLS)).unflatten(2, (side, side))
-        return grid.permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
+            return drop(image[None], random_drop(CELLS, 5, seed))[0]
+        return shuffled(image[None], deal(CELLS, seed))[0]
 
     return change
 
 
 def _corruption(name: str) -> Any:
-    """One corruption at severity 3, with the randomness of the image's own bytes; a grey image stays grey."""
-    import zlib
+    """One corruption at severity 3, with the randomness of the image's own bytes."""
+    from vitrail.comparison.robustness_conditions import corrupted
 
-    import torch
-
-    from vitrail.comparison.corruptions import corrupt
-
-    def change(image: Any) -> Any:
-        pixels = image.expand(3, -1, -1).permute(1, 2, 0).numpy()
-        worse = torch.from_numpy(corrupt(pixels, name, 3, seed=zlib.crc32(pixels.tobytes()))).permute(2, 0, 1)
-        return worse if len(image) == 3 else worse.float().mean(0, keepdim=True).round().byte()
-
-    return change
+    return lambda image: corrupted(image, name, 3, zlib.crc32(image.numpy().tobytes()))
 
 
 VIEWS = {
