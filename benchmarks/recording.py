@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from side_by_side import keep, table
 from torch import Tensor, nn
 
 from vitrail import create_model, record
@@ -31,6 +32,11 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from test_models import FAMILIES, difference, randomise, tiny  # the tests are no package
 
 Pass = Callable[[Tensor], object]
+ABOUT = {
+    "unwatched": "a model once recorded / one never recorded",
+    "explicit": "recording all maps / explicit weights, none kept",
+    "transformers": "recording all maps / transformers' output_attentions=True",
+}
 
 
 def recorded(model: nn.Module) -> Pass:
@@ -124,14 +130,16 @@ def main() -> None:
         "transformers": (recorded(used), in_transformers(used.config)),
     }
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.model}, batch {options.batch}\n")
-    print("| comparison | ratio | least | most |")
-    print("|---|---:|---:|---:|")
+    rows = []
     for name, (ours, theirs) in pairs.items():
         found = ratios(ours, theirs, images, options.rounds)
-        spread = [f"{value:.3f}" for value in (statistics.median(found), min(found), max(found))]
-        print("| " + " | ".join([name, *spread]) + " |", flush=True)
+        spread = {"ratio": statistics.median(found), "least": min(found), "most": max(found)}
+        rows.append({"comparison": name, "seconds": ABOUT[name]} | {key: f"{one:.3f}" for key, one in spread.items()})
+    print(table(rows))
     worst, family = largest_difference()
-    print(f"\nlargest relative difference of logits, recorded and unrecorded: {worst:.1e} ({family})")
+    said = f"largest relative difference of logits, recorded and unrecorded: {worst:.1e} ({family})"
+    print(f"\n{said}")
+    keep("recording", rows, note=f"{options.model}, batch {options.batch}; {said}")
 
 
 if __name__ == "__main__":

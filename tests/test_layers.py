@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.layers import PatchDropout as TimmPatchDropout
 from timm.layers import resample_abs_pos_embed
-from torch import nn
+from torch import Tensor, nn
 
+from vitrail import create_model
 from vitrail.errors import UserError
-from vitrail.layers.attention import Places, received
-from vitrail.layers.blocks import DropPath, LayerScale, drop_path_rates
+from vitrail.layers.attention import Places, probing, received
+from vitrail.layers.blocks import DropPath, LayerScale, drop_path_rates, residual
 from vitrail.layers.position import relative_index, relative_logits, resize_position
-from vitrail.layers.tokens import PatchEmbed, join_windows, windows
+from vitrail.layers.tokens import PatchDropout, PatchEmbed, join_windows, windows
 
 
 def test_patches_are_in_reading_order() -> None:
@@ -48,6 +52,92 @@ def test_drop_path_keeps_the_expectation_and_drops_whole_samples() -> None:
     assert torch.equal(dropped[:, 0, 0], dropped[:, 2, 1])
     assert float(dropped.mean()) == pytest.approx(1.0, abs=0.02)
     assert torch.equal(DropPath(0.3).eval()(torch.ones(4)), torch.ones(4))
+
+
+@pytest.mark.parametrize(("size", "rate"), [(1, 0.4), (2, 0.1), (5, 0.3), (8, 0.5), (10, 0.75)])
+def test_each_sample_of_a_residual_survives_as_with_a_mask(size: int, rate: float) -> None:
+    """Whatever the batch: with probability 1 - rate, scaled by its inverse; and no more is computed than must be."""
+    torch.manual_seed(0)
+    drop_path, seen = DropPath(rate).train(), []
+
+    def branch(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return torch.ones_like(x)
+
+    draws = 4000
+    added = torch.stack([residual(torch.zeros(size, 3), branch, drop_path) for _ in range(draws)])
+    assert added.unique().tolist() == pytest.approx([0.0, 1 / (1 - rate)])
+    assert torch.equal(added[..., 0], added[..., 2])
+    survived = (added[..., 0] > 0).double().mean(0)
+    deviation = (rate * (1 - rate) / draws) ** 0.5
+    assert (survived - (1 - rate)).abs().max() < 4.5 * deviation
+    assert set(seen) == {math.ceil(size * (1 - rate))}
+
+
+def test_a_residual_is_the_masked_one_forward_and_backward() -> None:
+    """With the samples that it chose as the mask."""
+    torch.manual_seed(0)
+    layer, drop_path = nn.Linear(6, 6), DropPath(0.5).train()
+    x = torch.randn(8, 4, 6, requires_grad=True)
+    torch.manual_seed(1)
+    found = residual(x, layer, drop_path)
+    kept = torch.zeros(8, 1, 1)
+    torch.manual_seed(1)
+    kept[torch.randperm(8)[:4]] = 2.0
+    weight = torch.randn(8, 4, 6)
+    expected = x + layer(x) * kept
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        *(torch.autograd.grad((y * weight).sum(), [x, *layer.parameters()]) for y in (found, expected)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_residual_drops_nothing_when_it_scores_and_computes_all_when_watched() -> None:
+    x, seen = torch.randn(8, 4), []
+
+    def branch(x: Tensor) -> Tensor:
+        seen.append(len(x))
+        return 2 * x
+
+    assert torch.equal(residual(x, branch, DropPath(0.5).eval()), 3 * x)
+    with probing(lambda _site, weights: weights):
+        residual(x, branch, DropPath(0.5).train())
+    residual(x, branch, DropPath(0.0).train())
+    assert seen == [8, 8, 8]
+
+
+def test_a_model_with_stochastic_depth_compiles_whole() -> None:
+    model = create_model("vit_pico_patch2_8", drop_path_rate=0.5).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    loss = compiled(torch.randn(6, model.config.in_chans, 8, 8)).square().mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("prefix", [0, 1, 2])
+def test_patch_dropout_is_timms(prefix: int) -> None:
+    x = torch.randn(3, prefix + 10, 4)
+    ours, theirs = PatchDropout(0.35, prefix).train(), TimmPatchDropout(0.35, prefix).train()
+    found, expected = [], []
+    for layer, kept in ((ours, found), (theirs, expected)):
+        torch.manual_seed(0)
+        kept.append(layer(x))
+    assert torch.equal(found[0], expected[0])
+    assert found[0].shape == (3, prefix + 6, 4)
+    assert torch.equal(found[0][:, :prefix], x[:, :prefix])
+    assert ours.eval()(x) is x
+    assert PatchDropout(0.99, prefix).train()(x).shape[1] == prefix + 1
+
+
+def test_a_vit_learns_without_half_of_its_patches() -> None:
+    model = create_model("vit_pico_patch2_8", patch_drop_rate=0.5).train()
+    seen = []
+    model.blocks[0].register_forward_hook(lambda _module, inputs, _out: seen.append(inputs[0].shape[1]))
+    images = torch.randn(2, model.config.in_chans, 8, 8)
+    model(images).sum().backward()
+    model.eval()(images)
+    assert seen == [model.num_prefix_tokens + 8, model.num_prefix_tokens + 16]
 
 
 def test_drop_path_rates_rise_linearly() -> None:

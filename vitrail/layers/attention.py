@@ -25,6 +25,10 @@ from torch import Tensor, nn
 Probe = Callable[[nn.Module, Tensor], Tensor]
 _probes: list[Probe] = []
 
+HALF = (torch.bfloat16, torch.float16)
+FEW = 640
+"""Keys of an image up to which a CPU may keep its weights for the backward pass: those of 384 pixels in patches of 16."""
+
 
 class Places(NamedTuple):
     """Where the tokens of a map (B * G, h, N, M) lie on the picture, for a site that folds an image into G parts.
@@ -64,15 +68,22 @@ def attend(
     """softmax(q k^T * scale + bias) v: (..., h, N, d), (..., h, M, d), (..., h, M, e) -> (..., h, N, e).
 
     `site` is the calling module: its name in the model is the name of its map, and it attends once a pass. `bias` is
-    added to the logits (float) or masks them where False (bool), broadcast over leading dimensions. `scale` is
-    d ** -0.5 unless given. `dropout` drops weights while `site` trains.
+    added to the logits (float) or masks them where False (bool), broadcast over leading dimensions; one of G entries
+    for q of B * G is that of the G parts of each picture. `scale` is d ** -0.5 unless given. `dropout` drops weights
+    while `site` trains.
     """
     dropout = dropout if site.training else 0.0
-    if not _probes:
-        if bias is not None and bias.dtype != torch.bool:
-            bias = bias.to(q.dtype)
+    if _probes:
+        weights = observe(site, attention_weights(q, k, bias=bias, scale=scale))
+    elif _learns_faster_unfused(q, k, bias):
+        logits = _logits(q, k, scale)
+        with torch.autocast("cpu", enabled=False):  # which would go to float32, at twice the time of the whole
+            weights = _biased(logits, bias).softmax(dim=-1)
+    else:
+        if bias is not None:
+            bias = bias.repeat(len(q) // len(bias), 1, 1, 1) if _of_parts(bias, q) else bias
+            bias = bias if bias.dtype == torch.bool else bias.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout, scale=scale)
-    weights = observe(site, attention_weights(q, k, bias=bias, scale=scale))
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
@@ -81,12 +92,40 @@ def attention_weights(q: Tensor, k: Tensor, *, bias: Tensor | None = None, scale
 
     For papers that change the weights before they are applied: they call this, change them, `observe` and multiply.
     """
-    logits = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+    logits = _logits(q, k, scale)
     # bf16 weights sum to 1 only within 2e-3, and what is observed is meant to be measured
-    logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    if bias is not None:
-        logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
-    return logits.softmax(dim=-1)
+    return _biased(logits.float() if logits.dtype in HALF else logits, bias).softmax(dim=-1)
+
+
+def _logits(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    return (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.transpose(-2, -1)
+
+
+def _of_parts(bias: Tensor, x: Tensor) -> bool:
+    return bias.ndim == 4 and 1 < len(bias) < len(x)
+
+
+def _biased(logits: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None:
+        return logits
+    if _of_parts(bias, logits):
+        return _biased(logits.unflatten(0, (-1, len(bias))), bias).flatten(0, 1)
+    return logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias.to(logits.dtype)
+
+
+def _learns_faster_unfused(q: Tensor, k: Tensor, bias: Tensor | None) -> bool:
+    """Whether on a CPU forward and backward take longer with the fused kernel than with explicit weights.
+
+    It knows no gradient of a bias: PyTorch then computes as we do, in float32, with more copies. And its backward in
+    half precision is slow, 30 ms against 12 for the 197 tokens of a ViT-S at batch 16; weights that are kept would
+    be most of the memory where tokens are many.
+    """
+    if q.device.type != "cpu" or not torch.is_grad_enabled():
+        return False
+    if bias is not None and bias.requires_grad:
+        return True
+    half = q.dtype in HALF or (torch.is_autocast_enabled("cpu") and q.dtype == torch.float32)
+    return half and q.requires_grad and k.shape[-2] <= FEW
 
 
 def normalised(x: Tensor, dim: int) -> Tensor:
@@ -109,6 +148,11 @@ def probing(probe: Probe) -> Iterator[None]:
         yield
     finally:
         _probes.remove(probe)
+
+
+def is_watched() -> bool:
+    """Whether some probe sees the attention that is computed now."""
+    return bool(_probes)
 
 
 def place(site: nn.Module, places: Callable[[], Places]) -> None:

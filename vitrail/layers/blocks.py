@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+
+from vitrail.layers.attention import is_watched
 
 
 class Mlp(nn.Module):
@@ -57,6 +60,27 @@ class DropPath(nn.Module):
         return f"rate={self.rate:.3f}"
 
 
+def residual(x: Tensor, branch: Callable[[Tensor], Tensor], drop_path: DropPath) -> Tensor:
+    """x + drop_path(branch(x)), (B, ...) -> (B, ...), computing while it trains only what is not dropped.
+
+    A random sub-batch of k = ceil(B keep) samples goes through the branch (DINOv2, Oquab et al., 2023, arXiv
+    2304.07193), and of these each is kept with probability B keep / k: so a sample survives with exactly `keep`, as
+    with a mask, and sizes follow from B alone. `branch` treats each sample by itself; one whose BatchNorm looks at the
+    whole batch is added as x + drop_path(branch(x)). Where attention is watched all samples are computed.
+    """
+    size, keep = len(x), 1.0 - drop_path.rate
+    count = math.ceil(size * keep - 1e-9)
+    if not drop_path.training or count == size or is_watched():
+        return x + drop_path(branch(x))
+    if count == 0:
+        return x
+    chosen = torch.randperm(size, device=x.device)[:count]
+    added = branch(x.index_select(0, chosen))
+    stays = min(size * keep / count, 1.0)
+    mask = added.new_empty(count, *[1] * (added.ndim - 1)).bernoulli_(stays) if stays < 1 else 1.0
+    return x.index_add(0, chosen, (added * (mask / keep)).to(x.dtype))
+
+
 class LayerScale(nn.Module):
     """A learned factor a channel, near 0 at first (CaiT, Touvron et al., 2021, arXiv 2103.17239)."""
 
@@ -86,8 +110,8 @@ class Block(nn.Module):
         self.drop_path2 = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
-        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+        x = residual(x, lambda x: self.ls1(self.attn(self.norm1(x))), self.drop_path1)
+        return residual(x, lambda x: self.ls2(self.mlp(self.norm2(x))), self.drop_path2)
 
 
 def drop_path_rates(largest: float, depth: int) -> list[float]:

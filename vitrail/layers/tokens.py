@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
@@ -42,6 +43,30 @@ def join_windows(x: Tensor, height: int, width: int, grid: tuple[int, int]) -> T
     """Undo `windows`: (B * n, height * width, C) -> (B, H, W, C) for a grid of H x W positions."""
     x = x.reshape(-1, grid[0] // height, grid[1] // width, height, width, x.shape[-1])
     return x.transpose(2, 3).reshape(-1, *grid, x.shape[-1])
+
+
+class PatchDropout(nn.Module):
+    """A random part of the patches while training, the prefix tokens always: (B, T + N, D) -> (B, T + M, D).
+
+    M = (1 - rate) N, rounded down, at least 1; each image loses others, and the order is lost too, since attention asks
+    for none. PatchDropout, Liu et al., 2022, arXiv 2208.07220; FLIP, Li et al., 2022, arXiv 2212.00794.
+    """
+
+    def __init__(self, rate: float, num_prefix_tokens: int):
+        super().__init__()
+        self.rate, self.num_prefix_tokens = rate, num_prefix_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        size, count = patches.shape[:2]
+        kept = torch.randn(size, count, device=x.device).argsort(dim=1)[:, : max(1, int(count * (1.0 - self.rate)))]
+        patches = patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[-1]))
+        return torch.cat([prefix, patches], dim=1)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
 
 
 class PatchEmbed(nn.Module):

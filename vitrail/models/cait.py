@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers.attention import attend, normalised, observe
-from vitrail.layers.blocks import DropPath, Mlp, init_truncated_normal
+from vitrail.layers.blocks import DropPath, Mlp, init_truncated_normal, residual
 from vitrail.layers.position import resize_position
 from vitrail.layers.tokens import PatchEmbed
 from vitrail.models.protocol import Classifier
@@ -123,8 +123,8 @@ class ScaledBlock(nn.Module):
         self.mlp = mlp
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
-        return x + self.drop_path(self.gamma_2 * self.mlp(self.norm2(x)))
+        x = residual(x, lambda x: self.gamma_1 * self.attn(self.norm1(x)), self.drop_path)
+        return residual(x, lambda x: self.gamma_2 * self.mlp(self.norm2(x)), self.drop_path)
 
 
 class ClassBlock(ScaledBlock):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers.attention import Attention, attention_weights, normalised, observe
-from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_truncated_normal
+from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_truncated_normal, residual
 from vitrail.layers.position import resize_position
 from vitrail.layers.tokens import PatchEmbed
 from vitrail.models.protocol import Classifier
@@ -115,8 +115,8 @@ class LocalBlock(Block):
     """The plain block with GPSA, which needs to know where its tokens are."""
 
     def forward(self, x: Tensor, offsets: Tensor) -> Tensor:  # type: ignore[override]
-        x = x + self.drop_path1(self.attn(self.norm1(x), offsets))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        x = residual(x, lambda x: self.attn(self.norm1(x), offsets), self.drop_path1)
+        return residual(x, lambda x: self.mlp(self.norm2(x)), self.drop_path2)
 
 
 class Model(Classifier):

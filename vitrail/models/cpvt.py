@@ -105,4 +105,4 @@ class Model(PlainModel):
         x = self.embed(images)
         for block, peg in zip(self.blocks, self.pos_block, strict=False):  # the first blocks have one each
             x = peg(block(x), grid)
-        return self.norm(self.blocks[len(self.pos_block) :](x))
+        return self.norm(self.blocks[len(self.pos_block) :](self.patch_drop(x)))  # each knows its place by now

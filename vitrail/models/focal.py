@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers.attention import Places, attend, place
-from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_truncated_normal
+from vitrail.layers.blocks import Block, Mlp, drop_path_rates, init_truncated_normal, residual
 from vitrail.layers.position import relative_index
 from vitrail.layers.tokens import divided, join_windows, windows
 from vitrail.models.protocol import Classifier
@@ -135,8 +135,8 @@ class FocalAttention(nn.Module):
         self.register_buffer("far", far_index(window, focal_window), persistent=False)
         self.register_buffer("keys", key_index(expected, window, ring, focal_window), persistent=False)
 
-    def bias(self, keys: Tensor, batch: int) -> Tensor:
-        """What the three tables add to the logits, summaries outside the map masked: (1 or B G, h, N, M)."""
+    def bias(self, keys: Tensor) -> Tensor:
+        """What the three tables add to the logits, summaries outside the map masked: (1 or G, h, N, M)."""
         tables = [self.relative_position_bias_table[self.get_buffer("own")].permute(2, 0, 1)]
         if self.ring:
             tables.append(self.relative_position_bias_table_to_neighbors[0])
@@ -144,11 +144,11 @@ class FocalAttention(nn.Module):
         bias = torch.cat(tables, dim=2)[None]
         if self.focal_window == 1:
             return bias
-        return bias.masked_fill((keys < 0)[:, None, None], float("-inf")).repeat(batch, 1, 1, 1)
+        return bias.masked_fill((keys < 0)[:, None, None], float("-inf"))
 
     def forward(self, x: Tensor, summaries: Tensor, grid: tuple[int, int]) -> Tensor:
         place(self, lambda: self.places(grid))
-        batch, high, wide, dim = x.shape
+        _, high, wide, dim = x.shape
         keys = self.get_buffer("keys")
         if (high, wide) != self.expected:
             keys = key_index((high, wide), self.window, self.ring, self.focal_window).to(x.device)
@@ -163,7 +163,7 @@ class FocalAttention(nn.Module):
             .flatten(1, 2)
         )
         q = windows(q, self.window, self.window).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        x = attend(q, k, v, site=self, bias=self.bias(keys, batch))  # (B G, h, N, d)
+        x = attend(q, k, v, site=self, bias=self.bias(keys))  # (B G, h, N, d)
         x = self.proj(x.transpose(1, 2).flatten(2))
         return join_windows(x, self.window, self.window, (high, wide))[:, : grid[0], : grid[1]]
 
@@ -199,10 +199,14 @@ class FocalBlock(Block):
         return tokens.view(len(x), x.shape[1] // self.window, x.shape[2] // self.window, -1)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = residual(x, self.look, self.drop_path1)
+        return residual(x, lambda x: self.mlp(self.norm2(x)), self.drop_path2)
+
+    def look(self, x: Tensor) -> Tensor:
+        """The first branch: (B, H, W, D) -> (B, H, W, D)."""
         high, wide = x.shape[1:3]
         y = padded(self.norm1(x), self.window)
-        x = x + self.drop_path1(self.attn(y, self.summarised(y), (high, wide)))
-        return x + self.drop_path2(self.mlp(self.norm2(x)))
+        return self.attn(y, self.summarised(y), (high, wide))
 
 
 class Embed(nn.Module):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from vitrail.layers.blocks import DropPath
+from vitrail.layers.blocks import DropPath, residual
 from vitrail.models.mixer import TokenMixer
 
 
@@ -86,7 +86,7 @@ class GatedBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.mlp_channels(self.norm(x)))
+        return residual(x, lambda x: self.mlp_channels(self.norm(x)), self.drop_path)
 
 
 class Model(TokenMixer):

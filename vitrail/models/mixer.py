@@ -30,7 +30,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vitrail.layers.blocks import DropPath, Mlp
+from vitrail.layers.blocks import DropPath, Mlp, residual
 from vitrail.layers.tokens import PatchEmbed, only_size
 from vitrail.models.protocol import Classifier
 
@@ -73,8 +73,8 @@ class MixerBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path(self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2))
-        return x + self.drop_path(self.mlp_channels(self.norm2(x)))
+        x = residual(x, lambda x: self.mlp_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2), self.drop_path)
+        return residual(x, lambda x: self.mlp_channels(self.norm2(x)), self.drop_path)
 
 
 class TokenMixer(Classifier):

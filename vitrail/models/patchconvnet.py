@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from vitrail.layers.attention import Places, place
-from vitrail.layers.blocks import DropPath, Mlp, init_truncated_normal
+from vitrail.layers.blocks import DropPath, Mlp, init_truncated_normal, residual
 from vitrail.models.cait import ClassAttention, ClassBlock
 from vitrail.models.protocol import Classifier
 
@@ -122,7 +122,7 @@ class ConvBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.drop_path(self.gamma_1 * self.attn(self.norm1(x)))
+        return residual(x, lambda x: self.gamma_1 * self.attn(self.norm1(x)), self.drop_path)
 
 
 class MultiClassAttention(ClassAttention):

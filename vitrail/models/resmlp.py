@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vitrail.layers.blocks import DropPath, Mlp, init_truncated_normal
+from vitrail.layers.blocks import DropPath, Mlp, init_truncated_normal, residual
 from vitrail.models.mixer import TokenMixer
 
 
@@ -85,9 +85,12 @@ class ResidualBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed = self.linear_tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
-        x = x + self.drop_path(self.ls1 * mixed)
-        return x + self.drop_path(self.ls2 * self.mlp_channels(self.norm2(x)))
+        x = residual(x, lambda x: self.ls1 * self.mixed(self.norm1(x)), self.drop_path)
+        return residual(x, lambda x: self.ls2 * self.mlp_channels(self.norm2(x)), self.drop_path)
+
+    def mixed(self, x: Tensor) -> Tensor:
+        """One linear layer across tokens: (B, N, D) -> (B, N, D)."""
+        return self.linear_tokens(x.transpose(1, 2)).transpose(1, 2)
 
 
 class Model(TokenMixer):

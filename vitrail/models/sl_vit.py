@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers.attention import attend
-from vitrail.layers.blocks import DropPath
+from vitrail.layers.blocks import DropPath, residual
 from vitrail.layers.position import resize_position
 from vitrail.layers.tokens import divided, windows
 from vitrail.models.protocol import Classifier
@@ -157,7 +157,7 @@ class Block(nn.ModuleList):
 
     def forward(self, x: Tensor, drop_path: DropPath) -> Tensor:
         for branch in self.children():
-            x = x + drop_path(branch(x))
+            x = residual(x, branch, drop_path)
         return x
 
 

@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.layers.blocks import Block, Mlp
+from vitrail.layers.blocks import Block, Mlp, residual
 from vitrail.models import swin
 
 
@@ -106,8 +106,8 @@ class PostNormBlock(Block):
     """A block whose norms close its branches, so that what they add stays of one size: (B, H, W, D) -> the same."""
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.drop_path1(self.norm1(self.attn(x)))
-        return x + self.drop_path2(self.norm2(self.mlp(x)))
+        x = residual(x, lambda x: self.norm1(self.attn(x)), self.drop_path1)
+        return residual(x, lambda x: self.norm2(self.mlp(x)), self.drop_path2)
 
 
 class PatchMerging(nn.Module):

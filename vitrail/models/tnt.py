@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.layers.attention import Places, attend, place
-from vitrail.layers.blocks import DropPath, Mlp, drop_path_rates, init_truncated_normal
+from vitrail.layers.blocks import DropPath, Mlp, drop_path_rates, init_truncated_normal, residual
 from vitrail.layers.position import resize_position
 from vitrail.layers.tokens import divided, windows
 from vitrail.models.protocol import Classifier
@@ -135,12 +135,12 @@ class Block(nn.Module):
         return self.norm2_proj(self.proj(self.norm1_proj(words.reshape(-1, patches, words[0].numel()))))
 
     def forward(self, words: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        words = words + self.drop_path(self.attn_in(self.norm_in(words)))
-        words = words + self.drop_path(self.mlp_in(self.norm_mlp_in(words)))
+        words = residual(words, lambda x: self.attn_in(self.norm_in(x)), self.drop_path)
+        words = residual(words, lambda x: self.mlp_in(self.norm_mlp_in(x)), self.drop_path)
         told = self.cross(words, tokens.shape[1] - 1)
         tokens = torch.cat([tokens[:, :1], tokens[:, 1:] + told], dim=1)  # the class token has no words
-        tokens = tokens + self.drop_path(self.attn_out(self.norm_out(tokens)))
-        return words, tokens + self.drop_path(self.mlp(self.norm_mlp(tokens)))
+        tokens = residual(tokens, lambda x: self.attn_out(self.norm_out(x)), self.drop_path)
+        return words, residual(tokens, lambda x: self.mlp(self.norm_mlp(x)), self.drop_path)
 
 
 class LegacyBlock(Block):

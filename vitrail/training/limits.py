@@ -56,6 +56,7 @@ RULES = {
     "label_smoothing": SHARE,
     "drop_path": BELOW_1,
     "dropout": BELOW_1,
+    "patch_drop": BELOW_1,
     "ema": BELOW_1,
     "seed": SEED,
     "checkpoint_minutes": FROM_0,

@@ -65,11 +65,14 @@ def _task(recipe: Recipe, source: Source) -> Any:
 
 
 def _without_what_is_missing(recipe: Recipe) -> Recipe:
-    """Stochastic depth and dropout are left out where the architecture has no place for them, and that is said."""
+    """What drops depth, patches or units is left out where the architecture has no place for it, and that is said."""
     config = describe(recipe.model)["config"]
     if recipe.drop_path and "drop_path_rate" not in config:
         logger.warning("%s has no stochastic depth: drop_path %g is left out", recipe.model, recipe.drop_path)
         recipe = replace(recipe, drop_path=0.0)
+    if recipe.patch_drop and "patch_drop_rate" not in config:
+        logger.warning("%s needs all its patches: patch_drop %g is left out", recipe.model, recipe.patch_drop)
+        recipe = replace(recipe, patch_drop=0.0)
     if recipe.dropout and "drop_rate" not in config:
         logger.warning("%s has no dropout: dropout %g is left out", recipe.model, recipe.dropout)
         recipe = replace(recipe, dropout=0.0)
