@@ -14,11 +14,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
+from torchvision.transforms.v2.functional import to_pil_image
 
+from vitrail.data import policies
 from vitrail.data.augment import Transform, adapt_channels, eval_transform, train_transform, turn_and_shift
+from vitrail.data.erasing import together
 from vitrail.data.mix import cut_and_paste, draw_box, mix, soft_targets
 from vitrail.data.policies import RandAugment
 from vitrail.errors import UserError
@@ -121,6 +125,26 @@ def test_flip_and_erasing_happen_as_often_as_asked() -> None:
     assert 0.01 < share.min() < share.max() < 0.36
 
 
+@pytest.mark.parametrize(("height", "width"), [(60, 90), (300, 20), (20, 300), (5, 5)])
+def test_the_crop_and_the_patch_are_v2s(height: int, width: int) -> None:
+    scale = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    for fill, value in (("noise", "random"), ("mean", 0)):
+        augment = Augment(crop_scale=(0.08, 1.0), flip=0.5, erasing=0.5, erasing_fill=fill)  # type: ignore[arg-type]
+        ours = train_transform(augment, img_size=32, interpolation="bicubic", **scale)  # type: ignore[arg-type]
+        plain = train_transform(replace(augment, erasing=0.0), img_size=32, interpolation="bicubic", **scale)  # type: ignore[arg-type]
+        crop = v2.RandomResizedCrop(32, (0.08, 1.0), interpolation=v2.InterpolationMode.BICUBIC)
+        erase = v2.RandomErasing(0.5, (0.02, 1 / 3), (0.3, 3.3), value=value)
+        image = picture(3, height, width)
+        for seed in range(20):
+            torch.manual_seed(seed)
+            found = ours(image)
+            torch.manual_seed(seed)
+            cropped = crop(image)
+            cropped = cropped.flip(-1) if torch.rand(()).item() < 0.5 else cropped
+            expected = erase(plain.finish(cropped.permute(1, 2, 0)[None], together([None]))[0])
+            assert torch.equal(found, expected)
+
+
 def test_the_same_random_numbers_give_the_same_image_also_after_pickling() -> None:
     transform = train_transform(EVERYTHING, img_size=16, mean=[0.5] * 3, std=[0.5] * 3, interpolation="bicubic")
     results = []
@@ -186,12 +210,12 @@ def test_without_noise_and_coin_it_is_torchvisions_rand_augment(magnitude: int) 
     theirs = v2.RandAugment(3, magnitude, num_magnitude_bins=11, interpolation=mode)
     changed = 0
     for seed in range(60):
-        image, results = picture(3, 16, 16), []
+        image, results = to_pil_image(picture(3, 16, 16)), []
         for each in (ours, theirs):
             torch.manual_seed(seed)
             results.append(each(image))
-        assert torch.equal(*results)
-        changed += not torch.equal(results[0], image)
+        assert results[0].tobytes() == results[1].tobytes()
+        changed += results[0].tobytes() != image.tobytes()
     assert changed > 15, "strength 0 is no identity either: autocontrast, equalize and invert have none"
 
 
@@ -199,13 +223,13 @@ def strengths_of_ours(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list
     """Operations of each of `count` images, and the strengths 0..10 of some kinds, as our RandAugment draws them."""
     applied: list[tuple[str, float]] = []
 
-    def note(_: v2.RandAugment, image: torch.Tensor, kind: str, strength: float, **__: object) -> torch.Tensor:
+    def note(_: v2.RandAugment, image: Image.Image, kind: str, strength: float, *__: object) -> Image.Image:
         applied.append((kind, strength))
         return image
 
-    monkeypatch.setattr(v2.RandAugment, "_apply_image_or_video_transform", note)
+    monkeypatch.setattr(policies._OneOperation, "_apply_image_or_video_transform", note)
     ours = RandAugment(2, 9, 0.5, 0.5, v2.InterpolationMode.BILINEAR)
-    image, numbers, kinds = picture(3, 16, 16), [], defaultdict(list)
+    image, numbers, kinds = to_pil_image(picture(3, 16, 16)), [], defaultdict(list)
     full = {"Rotate": 30, "ShearX": 0.3, "ShearY": 0.3, "TranslateX": 150 / 331 * 16, "Color": 0.9, "Contrast": 0.9}
     torch.manual_seed(0)
     for _ in range(count):
@@ -263,17 +287,15 @@ def test_noise_and_coin_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_share_of_images_that_timms_policy_changes() -> None:
     """The coins leave a quarter alone, and few operations are without effect. Without noise: timm's strongest
     posterising is refused by Pillow."""
-    from PIL import Image
     from timm.data.auto_augment import rand_augment_transform
 
     ours = RandAugment(2, 9, 0.0, 0.5, v2.InterpolationMode.BILINEAR)
     theirs = rand_augment_transform("rand-m9-inc1", {})
-    image = picture(3, 16, 16)
-    pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
+    pillow = to_pil_image(picture(3, 16, 16))
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    mine = sum(not torch.equal(ours(image), image) for _ in range(1500)) / 1500
+    mine = sum(ours(pillow).tobytes() != pillow.tobytes() for _ in range(1500)) / 1500
     other = sum(theirs(pillow).tobytes() != pillow.tobytes() for _ in range(1500)) / 1500
     assert mine == pytest.approx(other, abs=0.07)
     assert 0.6 < mine < 0.75
@@ -290,7 +312,7 @@ def test_auto_augment_is_torchvisions_policy(policy: str, channels: int) -> None
         torch.manual_seed(seed)
         out = ours(image)
         torch.manual_seed(seed)
-        torch.testing.assert_close(out, theirs(image).float())
+        torch.testing.assert_close(out, F.pil_to_tensor(theirs(to_pil_image(image))).float())
         changed += not torch.equal(out.round().to(torch.uint8), image)
     assert changed > 15
 

@@ -217,6 +217,8 @@ def test_every_parameter_receives_a_gradient(row: Row) -> None:
     model = randomise(tiny(row)).train()
     model(torch.randn(2, 3, row.side, row.side)).square().sum().backward()
     silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum()]
+    # what shifts all logits of a head alike, softmax takes away: its gradient is rounding, or nothing
+    silent = [name for name in silent if not name.endswith("rel_pos.mlp.fc2.bias")]
     assert tuple(silent) == row.silent
 
 

@@ -143,7 +143,7 @@ def test_features_are_what_the_last_layer_reads(name: str) -> None:
     digits.splits["few"] = divided(digits, "test", share=3 / 360)[1]
     seen = features(run, digits, "few", batch_size=4)
     assert seen.x.shape == (len(digits.splits["few"]), run.model.num_features)
-    assert seen.labels.tolist() == digits.splits["few"].labels
+    assert seen.labels.tolist() == list(digits.splits["few"].labels)
     from vitrail.run import best_device, preprocessing
 
     images = torch.stack([preprocessing(run.recipe.data)(digits.splits["few"].read(i)) for i in range(len(seen.x))])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
 import pickle
 import sys
 import tarfile
+import tracemalloc
 from collections import Counter
+from itertools import chain, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +23,11 @@ from PIL import Image
 
 from vitrail.data import named
 from vitrail.data.arrays import ArraySplit
+from vitrail.data.compact import Names
+from vitrail.data.folders import FileSplit
+from vitrail.data.limit import limited
 from vitrail.data.read import ImageError
-from vitrail.data.sources import Part, Source, hold_out, open_source
+from vitrail.data.sources import Part, Source, class_counts, hold_out, open_source
 from vitrail.errors import UserError
 
 
@@ -45,8 +51,12 @@ def names(source: Source, split: str) -> list[str]:
     return [source.splits[split].name(i) for i in range(len(source.splits[split]))]
 
 
+def labels_of(source: Source, split: str) -> list:
+    return np.asarray(source.splits[split].labels).tolist()
+
+
 def named_labels(source: Source, split: str) -> list[tuple[str, int]]:
-    return list(zip(names(source, split), source.splits[split].labels, strict=True))  # type: ignore[arg-type]
+    return list(zip(names(source, split), labels_of(source, split), strict=True))
 
 
 def refusal(text: str | Path) -> str:
@@ -63,10 +73,10 @@ def test_digits() -> None:
     source, again = open_source("digits"), open_source("digits", seed=5, val_fraction=0.5)
     train, test = source.splits["train"], source.splits["test"]
     assert (len(train), len(test), source.in_chans, len(source.classes)) == (1437, 360, 1, 10)
-    assert again.splits["train"].labels == train.labels
+    assert labels_of(again, "train") == labels_of(source, "train")
     assert train.read(0).shape == (1, 8, 8)
     assert torch.stack([train.read(i) for i in range(100)]).max() == 255
-    assert min(Counter(test.labels).values()) >= 34
+    assert min(Counter(labels_of(source, "test")).values()) >= 34
 
 
 # folders
@@ -76,7 +86,7 @@ def test_folder_without_split_is_split_by_class_and_seed(tmp_path: Path) -> None
     root = folder(tmp_path / "pets", {"dog": 10, "cat": 20})
     source = open_source(root)
     assert source.classes == ["cat", "dog"]
-    assert Counter(source.splits["val"].labels) == {0: 4, 1: 2}
+    assert Counter(labels_of(source, "val")) == {0: 4, 1: 2}
     assert sorted(names(source, "train") + names(source, "val")) == sorted(
         f"{c}/{k}.jpg" for c, n in (("dog", 10), ("cat", 20)) for k in range(n)
     )
@@ -91,7 +101,7 @@ def test_folder_with_split(tmp_path: Path, word: str) -> None:
     layout = {"train/a": 2, "train/b": 3, f"{word}/a": 1, f"{word}/b": 2, "test/b": 1}
     source = open_source(folder(tmp_path, layout))
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 5, "val": 3, "test": 1}
-    assert source.splits["test"].labels == [1]
+    assert labels_of(source, "test") == [1]
     assert names(source, "test") == ["test/b/0.jpg"]
 
 
@@ -197,8 +207,84 @@ def test_holding_out_keeps_every_image_once_and_every_class_in_train(
     kept, held = parts["train"], parts["val"]
     assert isinstance(kept, Part)
     assert isinstance(held, Part)
-    assert sorted(kept.indices + held.indices) == list(range(len(labels)))
+    assert sorted([*kept.indices, *held.indices]) == list(range(len(labels)))
     assert set(kept.labels) == set(labels)
+
+
+# millions of images
+
+
+def by_the_book(labels: list, seed: int, share: float) -> list[int]:
+    """The images held out, class by class in plain Python."""
+    groups: dict[int, list[int]] = {}
+    for i, label in enumerate(labels):
+        groups.setdefault(label if isinstance(label, int) else 0, []).append(i)
+    held: list[int] = []
+    for key, members in groups.items():
+        count = min(max(round(len(members) * share), 1), len(members) - 1)
+        held += [members[i] for i in np.random.default_rng([seed % 2**64, key]).permutation(len(members))[:count]]
+    return sorted(held)
+
+
+def in_turn(labels: list, most: int, seed: int) -> list[int]:
+    """The first images of all classes in turn, in plain Python."""
+    by_class: dict[object, list[int]] = {}
+    for i in np.random.default_rng(seed).permutation(len(labels)).tolist():
+        by_class.setdefault(tuple(labels[i]) if isinstance(labels[i], list) else labels[i], []).append(i)
+    rounds = chain.from_iterable(zip_longest(*(by_class[key] for key in sorted(by_class, key=str))))
+    return sorted([i for i in rounds if i is not None][:most])
+
+
+one_label = st.lists(st.integers(0, 12), min_size=2, max_size=80)
+several_labels = st.lists(st.lists(st.integers(0, 3), max_size=3), min_size=2, max_size=80)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(one_label, several_labels), st.floats(0.05, 0.9), st.integers(-3, 10), st.integers(1, 79))
+def test_arrays_hold_out_and_limit_as_lists_do(labels: list, share: float, seed: int, most: int) -> None:
+    whole = ArraySplit(np.zeros((len(labels), 1, 1, 1), np.uint8), labels, "x")
+    source = Source("x", [str(k) for k in range(13)], {"train": whole})
+    said = Counter(k for label in labels for k in (label if isinstance(label, list) else [label]))
+    assert class_counts(source, whole) == {str(k): said[k] for k in range(13)}
+    few = limited(source, most, abs(seed)).splits["train"]
+    if most < len(labels):
+        assert isinstance(few, Part)
+        assert few.indices.tolist() == in_turn(labels, most, abs(seed))
+    expected = by_the_book(labels, seed, share)
+    if expected:
+        held = hold_out(source, seed=seed, val_fraction=share).splits["val"]
+        assert isinstance(held, Part)
+        assert held.indices.tolist() == expected
+        assert np.asarray(held.labels, dtype=object).tolist() == [labels[i] for i in expected]
+
+
+def test_the_images_held_out_are_those_of_every_run_so_far() -> None:
+    labels = (np.random.default_rng(1).integers(0, 30, 5000) ** 2 // 30).tolist()
+    source = Source("x", [str(k) for k in range(31)], {"train": ArraySplit(np.zeros((5000, 1, 1, 1)), labels, "x")})
+    parts = limited(hold_out(source, seed=7, val_fraction=0.13), 700, 3).splits
+    found = [hashlib.sha256(json.dumps(parts[name].indices.tolist()).encode()).hexdigest()[:16] for name in parts]
+    assert found == ["a03c3d18bb766751", "2d8b8353e3d2e931"]
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.binary(min_size=1).map(os.fsdecode)))
+def test_names_are_kept_byte_for_byte(names: list[str]) -> None:
+    kept = Names(names)
+    assert (len(kept), list(kept)) == (len(names), names)
+    assert list(pickle.loads(pickle.dumps(kept))) == names
+
+
+def test_an_index_is_small() -> None:
+    images, classes = 100_000, 100
+    tracemalloc.start()
+    paths = (f"train/n{i % classes:08d}/n{i % classes:08d}_{i}.jpg" for i in range(images))
+    split = FileSplit(Path(), paths, np.arange(images) % classes)
+    source = hold_out(Source("x", [str(k) for k in range(classes)], {"train": split}), seed=0, val_fraction=0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / images < 150, "bytes an image; its path has 36"
+    assert len(source.splits["train"]) == 0.9 * images
+    assert split.name(99_999) == "train/n00000099/n00000099_99999.jpg"
 
 
 # arrays
@@ -215,7 +301,7 @@ def test_npz_of_every_naming(tmp_path: Path) -> None:
         tmp_path / "medmnist.npz", train_images=rgb, train_labels=y[:, None], val_images=rgb, val_labels=y[:, None]
     )
     source = open_source(tmp_path / "medmnist.npz")
-    assert (source.in_chans, list(source.splits), source.splits["val"].labels) == (3, ["train", "val"], y.tolist())
+    assert (source.in_chans, list(source.splits), labels_of(source, "val")) == (3, ["train", "val"], y.tolist())
     many = np.array([[1, 0, 1], [0, 0, 0]] * 4)
     np.savez(tmp_path / "chest.npz", train_images=x, train_labels=many)
     source = open_source(tmp_path / "chest.npz", val_fraction=0.5)
@@ -302,7 +388,7 @@ def test_shards_with_splits_and_names(tmp_path: Path) -> None:
         shard(tmp_path / f"{split}-000.tar", samples)
     source = open_source(f"{tmp_path}/*.tar")
     assert {name: len(split) for name, split in source.splits.items()} == {"train": 4, "val": 2}
-    assert (source.classes, source.splits["val"].labels) == (["a", "b"], [0, 1])
+    assert (source.classes, labels_of(source, "val")) == (["a", "b"], [0, 1])
     assert "numbered anew" in source.notes[0]
 
 
@@ -329,7 +415,7 @@ def test_csv_of_every_header(tmp_path: Path) -> None:
     lines = [f"{path},{'ab'[k % 2]},{splits[k]}\n" for k, path in enumerate(rows)]
     (tmp_path / "one.csv").write_text("path,label,split\n" + "".join(lines))
     source = open_source(tmp_path / "one.csv")
-    assert (source.classes, source.multi_label, source.splits["val"].labels) == (["a", "b"], False, [0, 1])
+    assert (source.classes, source.multi_label, labels_of(source, "val")) == (["a", "b"], False, [0, 1])
     assert source.splits["train"].read(0).shape == (3, 10, 12)
     lines = [f"{path},{'x|y' if k else ''}\n" for k, path in enumerate(rows)]
     (tmp_path / "several.csv").write_text("path,labels\n" + "".join(lines), encoding="utf-8-sig")
@@ -390,7 +476,7 @@ def test_named_sets_that_are_present(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (raw / "train-images-idx3-ubyte").write_bytes(images[: 16 + 6 * 784])
     (raw / "t10k-images-idx3-ubyte").write_bytes(images[:4] + (3).to_bytes(4, "big") + images[8 : 16 + 3 * 784])
     source = open_source("mnist")
-    assert (source.in_chans, source.splits["test"].labels, len(source.classes)) == (1, [0, 1, 2], 10)
+    assert (source.in_chans, labels_of(source, "test"), len(source.classes)) == (1, [0, 1, 2], 10)
     assert source.splits["train"].read(0).shape == (1, 28, 28)
 
 

@@ -19,15 +19,20 @@ import timm
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from references import family
+from rows import ROWS, Row
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitrail.errors import UserError
 from vitrail.models import create_model, list_models
+from vitrail.recipe import Data, Recipe
+from vitrail.run import save_weights, start
 from vitrail.weights import load_weights, official
 from vitrail.weights.files import fetch, read_state_dict
 from vitrail.weights.fit import adapt_channels
-from vitrail.weights.official import table
+from vitrail.weights.official import imagenet_classes, table
+from vitrail.weights.unfilled import unfilled
 
 NAME = "vit_tiny_patch16_224"
 TINY: dict[str, Any] = {"patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5, "img_size": 32}
@@ -480,6 +485,91 @@ def test_a_distilled_checkpoint_is_not_mistaken_for_another_grid(tmp_path: Path)
     path = saved(theirs("deit_tiny_distilled_patch16_224"), tmp_path / "w.safetensors")
     with pytest.raises(UserError, match=r"not in the model: dist_token.*pos_embed \(1, 18, 24\)"):
         create_model(NAME, path, **TINY)
+
+
+# Nothing is drawn that a file overwrites.
+
+
+def everything(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, and buffers whether a file holds them or not."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize("row", {family(row.name): row for row in reversed(ROWS)}.values(), ids=lambda row: row.name)
+def test_a_model_built_to_be_filled_is_the_model_built_plainly(tmp_path: Path, row: Row) -> None:
+    """Of every family, bit for bit, whatever the memory held before."""
+    tiny: dict[str, Any] = {"num_classes": 5, **row.tiny}
+    torch.manual_seed(0)
+    path = saved(randomised(create_model(row.name, **tiny)), tmp_path / "w.safetensors")
+    plain = create_model(row.name, **tiny)
+    load_weights(plain, row.name, path)
+    state = torch.get_rng_state()
+    torch.use_deterministic_algorithms(True)  # memory that is not filled holds NaN
+    try:
+        ours = create_model(row.name, path, **tiny)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(torch.get_rng_state(), state), "no random number is used"
+    expected, found = everything(plain), everything(ours)
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(found[name].requires_grad == expected[name].requires_grad for name in expected)
+    size = ours.config.img_size
+    shown = images(size, ours.config.in_chans)
+    with torch.no_grad():
+        assert torch.equal(ours.eval()(shown), plain.eval()(shown))
+
+
+def test_a_fresh_head_is_drawn_as_without_trained_weights(tmp_path: Path) -> None:
+    path = saved(randomised(create_model("swin_nano_patch4_window4_32", num_classes=5)), tmp_path / "w.safetensors")
+    states = []
+    for pretrained in (False, path):
+        torch.manual_seed(3)
+        states.append((create_model("swin_nano_patch4_window4_32", pretrained, num_classes=7), torch.rand(1)))
+    (plain, after_plain), (ours, after) = states
+    assert torch.equal(plain.get_classifier().weight, ours.get_classifier().weight)
+    assert torch.equal(after_plain, after), "and whoever draws next draws the same"
+
+
+def test_unfilled_leaves_parameters_alone_and_nothing_else() -> None:
+    linear = nn.Linear(3, 2)
+    before, buffer = linear.weight.clone(), torch.empty(2)
+    with unfilled():
+        nn.init.trunc_normal_(linear.weight)
+        nn.init.kaiming_uniform_(linear.weight)
+        torch.nn.init.ones_(linear.weight)
+        with torch.no_grad():
+            linear.weight.mul_(2).add_(1)
+        nn.init.ones_(buffer)
+        assert torch.equal(nn.BatchNorm1d(2).running_var, torch.ones(2))
+        assert not linear.bias.requires_grad_(False).requires_grad
+    assert torch.equal(linear.weight, before)
+    assert torch.equal(buffer, torch.ones(2))
+
+
+def test_imagenets_classes_are_torchvisions() -> None:
+    from torchvision.models import ResNet18_Weights
+
+    assert list(imagenet_classes()) == ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+
+
+LOADS = """
+import sys, vitrail
+vitrail.create_model("vit_nano_patch8_32", pretrained=sys.argv[1])
+vitrail.load(sys.argv[2])
+vitrail.load("vit_nano_patch8_32")
+print(*sorted({"torchvision", "matplotlib", "sklearn", "scipy", "huggingface_hub", "rich"} & sys.modules.keys()))
+"""
+
+
+def test_loading_a_model_imports_nothing_else(tmp_path: Path) -> None:
+    recipe = Recipe(model="vit_nano_patch8_32", data=Data(source="", img_size=32, in_chans=3))
+    start(tmp_path / "run", recipe, ["a", "b"])
+    model: Any = create_model("vit_nano_patch8_32", num_classes=2)
+    save_weights(tmp_path / "run", model.state_dict())
+    code = [sys.executable, "-c", LOADS, saved(create_model("vit_nano_patch8_32"), tmp_path / "w.safetensors")]
+    done = subprocess.run([*code, tmp_path / "run"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
 
 
 # Files.

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from vitrail import checkpoint
-from vitrail.data.augment import eval_transform
 from vitrail.data.limit import limited
 from vitrail.data.sources import Source, open_source
 from vitrail.errors import UserError, did_you_mean
 from vitrail.models import create_model, list_models
 from vitrail.recipe import Data, Recipe, from_json, to_json
-from vitrail.weights import official
+from vitrail.weights import imagenet_classes, official
+from vitrail.weights.unfilled import unfilled
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -63,7 +63,7 @@ def load(run: str | Path | Run, *, pretrained: bool = False) -> Run:
 
 def build(recipe: Recipe, num_classes: int) -> nn.Module:
     """The model of a resolved recipe, with random weights decided by its seed, or with the weights it starts from."""
-    rates = {"drop_path_rate": recipe.drop_path, "drop_rate": recipe.dropout}
+    rates = {"drop_path_rate": recipe.drop_path, "drop_rate": recipe.dropout, "patch_drop_rate": recipe.patch_drop}
     changes = {name: rate for name, rate in rates.items() if rate}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
@@ -106,6 +106,8 @@ def normalisation(recipe: Recipe, in_chans: int) -> tuple[tuple[float, ...], tup
 
 def preprocessing(data: Data) -> Callable[[Tensor], Tensor]:
     """How a run sees an image when it is scored or used: uint8 (C, H, W) -> float32 (C, S, S), normalised."""
+    from vitrail.data.augment import eval_transform  # brings torchvision, for which who loads a model need not wait
+
     assert data.img_size, "the recipe is not resolved"
     assert data.mean, "the recipe is not resolved"
     assert data.std, "the recipe is not resolved"
@@ -154,9 +156,10 @@ def read_recipe(folder: Path) -> tuple[Recipe, list[str]]:
 def _load_folder(folder: Path) -> Run:
     recipe, classes = read_recipe(folder)
     file = folder / "model.safetensors"
-    model = create_model(
-        recipe.model, num_classes=len(classes), in_chans=recipe.data.in_chans, img_size=recipe.data.img_size
-    )
+    with unfilled():
+        model = create_model(
+            recipe.model, num_classes=len(classes), in_chans=recipe.data.in_chans, img_size=recipe.data.img_size
+        )
     if file.exists():
         try:
             state, weights = load_file(file), f"trained in {folder}"
@@ -222,8 +225,4 @@ def _load_name(name: str, pretrained: bool) -> Run:
 
 def _names(num_classes: int) -> list[str]:
     """ImageNet's names where there are 1000 classes, else numbers."""
-    if num_classes != 1000:
-        return [f"class {number}" for number in range(num_classes)]
-    from torchvision.models import ResNet18_Weights
-
-    return list(ResNet18_Weights.IMAGENET1K_V1.meta["categories"])
+    return list(imagenet_classes()) if num_classes == 1000 else [f"class {number}" for number in range(num_classes)]

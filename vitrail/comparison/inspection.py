@@ -205,7 +205,7 @@ def _looks(method: Method, subject: Subject) -> list[Looked]:
     found = []
     for i in range(min(EXPLAINED, subject.total)):
         label = subject.split.labels[i]
-        names = ", ".join(subject.source.classes[k] for k in ([label] if isinstance(label, int) else label))
+        names = ", ".join(subject.source.classes[k] for k in (label if isinstance(label, list) else [label]))
         one = look(subject.run, subject.split.read(i), subject.split.name(i), method=method)
         image, over = draw.legible(one.image, one.map)[0], draw.overlay(*draw.legible(one.image, one.map))
         found.append(Looked(one.file, names, one.predicted, one.probability, one.peak, image, over, one.heads))

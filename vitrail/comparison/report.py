@@ -205,9 +205,7 @@ def _right(story: Story) -> str:
         return ""
     labels = story.source.splits[story.final["split"]].labels
     step = max(1, len(labels) // (2 * RIGHT_SHOWN))
-    tried = [
-        (i, story.source.classes[label]) for i, label in enumerate(labels) if i % step == 0 and isinstance(label, int)
-    ]
+    tried = [(i, story.source.classes[int(labels[i])]) for i in range(0, len(labels), step)]  # type: ignore[arg-type]
     found = [
         (one, f'<span class="right">{escape(one.predicted)} {one.probability:.1%}</span>')
         for one, true in _looked(story, tried)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vitrail.data.compact import Labels, as_labels
 from vitrail.data.sources import Source, Split
 from vitrail.errors import UserError, did_you_mean
 
@@ -23,11 +25,11 @@ _KEYS = {  # of a .npz: ours and Keras's, then MedMNIST's
 class ArraySplit(Split):
     """Images as one uint8 array (N, H, W, C), which may be mapped from a file instead of held in memory."""
 
-    def __init__(self, images: np.ndarray, labels: list[int] | list[list[int]], name: str) -> None:
-        self.images, self.labels, self.prefix = images, labels, name
+    def __init__(self, images: np.ndarray, labels: Sequence[int] | Labels, name: str) -> None:
+        self.images, self.labels, self.prefix = images, as_labels(labels), name
 
     def read(self, i: int) -> Tensor:
-        return torch.from_numpy(np.array(self.images[i])).permute(2, 0, 1).contiguous()
+        return torch.from_numpy(np.array(self.images[i])).permute(2, 0, 1)
 
     def name(self, i: int) -> str:
         return f"{self.prefix}[{i}]"
@@ -55,7 +57,7 @@ def open_digits() -> Source:
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)[..., None]
     parts = train_test_split(np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=0)
     splits: dict[str, Split] = {
-        name: ArraySplit(images[chosen], digits.target[chosen].tolist(), name)
+        name: ArraySplit(images[chosen], digits.target[chosen], name)
         for name, chosen in zip(("train", "test"), map(np.sort, parts), strict=True)
     }
     return Source("digits", [str(k) for k in range(10)], splits, in_chans=1)
@@ -142,5 +144,5 @@ def _checked_labels(path: Path, name: str, array: np.ndarray, count: int) -> np.
     return array
 
 
-def _as_lists(labels: np.ndarray) -> list[int] | list[list[int]]:
-    return [np.flatnonzero(row).tolist() for row in labels] if labels.ndim == 2 else labels.tolist()
+def _as_lists(labels: np.ndarray) -> Labels:
+    return [np.flatnonzero(row).tolist() for row in labels] if labels.ndim == 2 else as_labels(labels)

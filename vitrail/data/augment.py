@@ -1,7 +1,7 @@
 """uint8 image (C, H, W) -> normalised float32 (C, img_size, img_size), for training (random) and for scoring (not).
 
-Everything goes through torchvision's transforms v2 on tensors, and torch's global random numbers are the only chance
-in it, so that whoever seeds them decides the augmentation. Training, in order:
+Torch's global random numbers are the only chance in it, so that whoever seeds them decides the augmentation. Training,
+in order:
 
     crop          resized: a random share of the area and aspect, resized; padded: a shift by up to crop_padding
                   pixels, black beyond the border; none: as in scoring
@@ -10,8 +10,10 @@ in it, so that whoever seeds them decides the augmentation. Training, in order:
     policy        RandAugment or AutoAugment, see policies.py
     color jitter  brightness, contrast, saturation
     normalise     (x / 255 - mean) / std
-    erase         one rectangle of a random share of the area, aspect 0.3 to 3.3, filled with unit-normal noise per
-                  pixel or with 0, which is the mean colour by now
+    erase         one rectangle, see erasing.py
+
+Every image is drawn as uint8 and a batch of them finished: so a batch travels from the process that drew it, and to the
+GPU, as a quarter of the bytes, and is normalised where the model is. `transform(image)` does both for one image.
 
 Scoring resizes the short side to floor(img_size / crop_pct), as timm does, and takes the centre; an image that
 already has img_size x img_size is left as it is. Of a picture more than 4 times as long as wide only the central 4:1
@@ -29,7 +31,9 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from vitrail.data.policies import STRONGEST, RandAugment, auto_augment
+from vitrail.data.erasing import Erasing, Patch, Patches, paste, together
+from vitrail.data.pictures import Picture, Pixels
+from vitrail.data.policies import STRONGEST, OnPillow, Operation, RandAugment, auto_augment
 from vitrail.errors import UserError
 
 Interpolation = Literal["nearest", "bilinear", "bicubic"]
@@ -71,6 +75,46 @@ class Augmentation(Protocol):
     def erasing_fill(self) -> Literal["noise", "mean"]: ...
 
 
+class Pipeline:
+    """What becomes of an image: a crop of the size of the model's, steps on its pixels, normalising, erasing."""
+
+    def __init__(
+        self,
+        crop: Callable[[Picture], Tensor],
+        steps: Sequence[Transform],
+        mean: Sequence[float],
+        std: Sequence[float],
+        erasing: Erasing | None = None,
+    ) -> None:
+        self.crop, self.steps, self.erasing = crop, steps, erasing
+        self.normalise = _Normalise(mean, std)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """uint8 (C, H, W) -> float32 (len(mean), img_size, img_size), normalised."""
+        pixels, patch = self.draw(Pixels(image))
+        return self.finish(pixels[None], together([patch]))[0]
+
+    def draw(self, picture: Picture) -> tuple[Tensor, Patch | None]:
+        """The image that training or scoring sees, uint8 (S, S, C), and what erases a part of it.
+
+        The colours of a pixel lie side by side, as decoders, resizing and Pillow leave them.
+        """
+        image = self.crop(picture)
+        for step in self.steps:
+            image = step(image)
+        patch = self.erasing.draw(*image.shape) if self.erasing is not None else None
+        return image.permute(1, 2, 0), patch
+
+    def finish(self, images: Tensor, patches: Patches, out: Tensor | None = None) -> Tensor:
+        """Drawn images (B, S, S, C), uint8, on any device -> (B, C, S, S), normalised float32, parts erased.
+
+        `out` is memory for the result, of its shape and type.
+        """
+        images = self.normalise(images.permute(0, 3, 1, 2), out)
+        paste(images, patches)
+        return images
+
+
 def train_transform(
     augment: Augmentation,
     *,
@@ -79,7 +123,7 @@ def train_transform(
     std: Sequence[float],
     interpolation: Interpolation,
     crop_pct: float = 0.875,
-) -> Transform:
+) -> Pipeline:
     """The augmentation of training images: uint8 (C, H, W) -> float32 (len(mean), img_size, img_size).
 
     `crop_pct` counts only where `augment.crop` is "none". Raises UserError for values that make no sense.
@@ -88,11 +132,12 @@ def train_transform(
     _check_policies(augment, len(mean))
     mode = v2.InterpolationMode(interpolation)
     turn_mode = v2.InterpolationMode.NEAREST if interpolation == "nearest" else v2.InterpolationMode.BILINEAR
-    steps: list[Transform] = [_Channels(len(mean))]
+    crop: Callable[[Picture], Tensor]
     if augment.crop == "resized":
-        steps.append(v2.RandomResizedCrop(img_size, augment.crop_scale, interpolation=mode, antialias=True))
+        crop = _ResizedCrop(img_size, augment.crop_scale, mode, len(mean))
     else:
-        steps.append(_Fit(img_size, 1.0 if augment.crop == "padded" else crop_pct, mode))
+        crop = _Fit(img_size, 1.0 if augment.crop == "padded" else crop_pct, mode, len(mean))
+    steps: list[Transform] = []
     padding = augment.crop_padding if augment.crop == "padded" else 0
     if augment.rotate:
         steps.append(_Turn(augment.rotate, padding, turn_mode))
@@ -100,26 +145,31 @@ def train_transform(
         steps.append(_Shift(padding))
     if augment.flip:
         steps.append(_Flip(augment.flip))
+    operations = _operations(augment, turn_mode)
+    if operations:
+        steps.append(OnPillow(operations))
+    erasing = Erasing(augment.erasing, augment.erasing_scale, augment.erasing_fill == "noise")
+    return Pipeline(crop, steps, mean, std, erasing if augment.erasing else None)
+
+
+def _operations(augment: Augmentation, mode: v2.InterpolationMode) -> list[Operation]:
+    """What is done to the colours, and by a policy, on a Pillow image."""
+    operations: list[Operation] = []
     if augment.rand_augment:
         strength = augment.rand_augment_magnitude, augment.rand_augment_std
-        steps.append(RandAugment(augment.rand_augment, *strength, augment.rand_augment_prob, turn_mode))
+        operations.append(RandAugment(augment.rand_augment, *strength, augment.rand_augment_prob, mode))
     if augment.auto_augment != "none":
-        steps.append(auto_augment(augment.auto_augment, turn_mode))
+        operations.append(auto_augment(augment.auto_augment, mode))
     if augment.color_jitter:
-        steps.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
-    steps.append(_Normalise(mean, std))
-    if augment.erasing:
-        fill: str | float = "random" if augment.erasing_fill == "noise" else 0.0
-        steps.append(v2.RandomErasing(augment.erasing, augment.erasing_scale, (0.3, 3.3), value=fill, inplace=True))
-    return _InTurn(steps)
+        operations.append(v2.ColorJitter(augment.color_jitter, augment.color_jitter, augment.color_jitter))
+    return operations
 
 
 def eval_transform(
     *, img_size: int, mean: Sequence[float], std: Sequence[float], interpolation: Interpolation, crop_pct: float
-) -> Transform:
+) -> Pipeline:
     """What an image goes through to be scored: uint8 (C, H, W) -> float32 (len(mean), img_size, img_size)."""
-    fit = _Fit(img_size, crop_pct, v2.InterpolationMode(interpolation))
-    return _InTurn([_Channels(len(mean)), fit, _Normalise(mean, std)])
+    return Pipeline(_Fit(img_size, crop_pct, v2.InterpolationMode(interpolation), len(mean)), (), mean, std)
 
 
 def adapt_channels(image: Tensor, channels: int) -> Tensor:
@@ -168,33 +218,30 @@ def _check_policies(augment: Augmentation, channels: int) -> None:
 # class costs more than its work on an image of 8 x 8 pixels, the step draws the numbers and calls v2's function.
 
 
-class _InTurn:
-    def __init__(self, steps: list[Transform]) -> None:
-        self.steps = steps
+class _ResizedCrop:
+    """v2.RandomResizedCrop, drawn before the picture is decoded."""
 
-    def __call__(self, image: Tensor) -> Tensor:
-        for step in self.steps:
-            image = step(image)
-        return image
+    def __init__(self, img_size: int, scale: tuple[float, float], mode: v2.InterpolationMode, channels: int) -> None:
+        self.crop, self.mode, self.channels = v2.RandomResizedCrop(img_size, scale), mode, channels
 
-
-class _Channels:
-    def __init__(self, channels: int) -> None:
-        self.channels = channels
-
-    def __call__(self, image: Tensor) -> Tensor:
-        return adapt_channels(image, self.channels)
+    def __call__(self, picture: Picture) -> Tensor:
+        drawn = self.crop.make_params([torch.empty(()).expand(1, picture.height, picture.width)])
+        box = drawn["top"], drawn["left"], drawn["height"], drawn["width"]
+        image = adapt_channels(picture.region(box, self.crop.size[0]), self.channels)
+        return F.resize(image, self.crop.size, self.mode, antialias=True)
 
 
 class _Fit:
     """Resize the short side to img_size / crop_pct, take the centre."""
 
-    def __init__(self, img_size: int, crop_pct: float, mode: v2.InterpolationMode) -> None:
+    def __init__(self, img_size: int, crop_pct: float, mode: v2.InterpolationMode, channels: int) -> None:
         if not 0 < crop_pct <= 1:
             raise UserError(f"crop_pct is {crop_pct}; it must lie above 0 and be at most 1")
         self.img_size, self.short_side, self.mode = img_size, math.floor(img_size / crop_pct), mode
+        self.channels = channels
 
-    def __call__(self, image: Tensor) -> Tensor:
+    def __call__(self, picture: Picture) -> Tensor:
+        image = adapt_channels(picture.whole(), self.channels)
         height, width = image.shape[-2:]
         if height == width == self.img_size:
             return image
@@ -254,7 +301,7 @@ class _Flip:
 
 
 class _Normalise:
-    """uint8 0..255 -> (x / 255 - mean) / std."""
+    """uint8 (B, C, H, W) 0..255 -> (x / 255 - mean) / std, where the images are."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         if len(mean) != len(std) or min(std) <= 0:
@@ -262,5 +309,7 @@ class _Normalise:
         self.mean = torch.tensor(mean)[:, None, None] * 255
         self.scale = 1 / (torch.tensor(std)[:, None, None] * 255)
 
-    def __call__(self, image: Tensor) -> Tensor:
-        return image.to(torch.float32).sub_(self.mean).mul_(self.scale)
+    def __call__(self, images: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is None:
+            out = torch.empty(images.shape, device=images.device)
+        return out.copy_(images).sub_(self.mean.to(images.device)).mul_(self.scale.to(images.device))

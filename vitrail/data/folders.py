@@ -9,33 +9,46 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
-from vitrail.data.read import ImageError, decode_image, image_format, open_regular
+from vitrail.data.compact import Labels, Names, as_labels
+from vitrail.data.pictures import Picture
+from vitrail.data.read import ImageError, decode_image, image_format, open_picture, open_regular
 from vitrail.data.sources import SPLIT_WORDS, Source, Split
 from vitrail.errors import UserError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 """What the name of a picture may end with, in lower case."""
+_ENDINGS = tuple(EXTENSIONS)
 
 
 class FileSplit(Split):
     """Image files, by path relative to `root`."""
 
-    def __init__(self, root: Path, paths: list[str], labels: list[int] | list[list[int]]) -> None:
-        self.root, self.paths, self.labels = root, paths, labels
+    def __init__(self, root: Path, paths: Iterable[str], labels: Sequence[int] | Labels) -> None:
+        self.root, self.labels = root, as_labels(labels)
+        self.paths = paths if isinstance(paths, Names) else Names(paths)
 
     def read(self, i: int) -> Tensor:
-        with open_regular(self.root / self.paths[i], self.paths[i]) as file:
-            return decode_image(file, self.paths[i])
+        path = self.paths[i]
+        with open_regular(self.root / path, path) as file:
+            return decode_image(file, path)
+
+    def open(self, i: int) -> Picture:
+        return open_picture(self.encoded(i), self.name(i))
 
     def name(self, i: int) -> str:
         return self.paths[i]
 
     def encoded(self, i: int) -> bytes:
-        with open_regular(self.root / self.paths[i], self.paths[i]) as file:
+        path = self.paths[i]
+        with open_regular(self.root / path, path) as file:
             return file.read()
 
 
@@ -46,24 +59,25 @@ def open_folder(root: Path) -> Source:
     if not parts and (shards := sorted(root.glob("*.tar"))) and not _subfolders(root):
         raise UserError(f"{root} holds tar shards; name them as '{root}/*.tar' (the first is {shards[0].name})")
     found = {name: scan.classes(folder) for name, folder in (parts or {"train": root}).items()}
-    classes = sorted(found["train"])
+    classes = list(found["train"].counts)
     source = Source(root.name or str(root), classes, {}, notes=scan.notes)
     if not classes:
         source.problems.append(_no_classes(parts.get("train", root)))
     source.problems += [
         f"class folder '{name}' in {parts.get('train', root)} has no pictures; add some or remove the folder"
         for name in classes
-        if not found["train"][name]
+        if not found["train"].counts[name]
     ]
-    for split, pictures in found.items():
-        strangers = sorted(name for name in pictures if name not in found["train"] and pictures[name])
+    for split, (paths, counts) in found.items():
+        strangers = [name for name in counts if name not in found["train"].counts and counts[name]]
         source.classes += [name for name in strangers if name not in source.classes]  # label_problems refuses them
-        number = {name: k for k, name in enumerate(source.classes)}
-        rows = [(path, number[name]) for name in sorted(pictures) for path in pictures[name]]
-        if split != "train" and not rows:
+        if split != "train" and not len(paths):
             source.notes.append(f"{parts[split]} has no pictures and is left out")
             continue
-        source.splits[split] = FileSplit(root, [path for path, _ in rows], [label for _, label in rows])
+        number = {name: k for k, name in enumerate(source.classes)}
+        numbers = np.array([number.get(name, 0) for name in counts], np.int64)
+        labels = np.repeat(numbers, np.array(list(counts.values()), np.int64))
+        source.splits[split] = FileSplit(root, paths, labels)
     scan.conclude()
     return source
 
@@ -95,6 +109,13 @@ def _no_classes(folder: Path) -> str:
     return f"{folder} {what}; put the pictures of each class in a folder of its own, such as {folder / 'cat'}/"
 
 
+class _Found(NamedTuple):
+    """The pictures of a split, class by class, and how many each class has."""
+
+    paths: Names
+    counts: dict[str, int]
+
+
 class _Scan:
     """One walk over a tree: the pictures of every class, and what was skipped."""
 
@@ -104,32 +125,36 @@ class _Scan:
         self.notes: list[str] = []
         self.visited: set[str] = set()  # links followed in this split, so that no picture is listed twice
 
-    def classes(self, folder: Path) -> dict[str, list[str]]:
-        """{class name: paths relative to the root} of the class folders in `folder`."""
+    def classes(self, folder: Path) -> _Found:
+        """The pictures of the class folders in `folder`, class by class in alphabetical order."""
         self.visited = set()
-        pictures: dict[str, list[str]] = {}
+        found = _Found(Names(), {})
         loose = 0
+        within = "" if folder == self.root else f"{folder.relative_to(self.root).as_posix()}/"
         for entry in _sorted_entries(folder):
             if entry.name == "__MACOSX":
                 continue
             if entry.is_dir():
                 if self._enters(entry):
-                    pictures[entry.name] = self._pictures(entry.path)
+                    before = len(found.paths)
+                    self._add_pictures(found.paths, entry.path, f"{within}{entry.name}/")
+                    found.counts[entry.name] = len(found.paths) - before
             else:
                 loose += self._is_picture(entry)
-        if loose and pictures:
+        if loose and found.counts:
             self.notes.append(f"{loose} pictures in {folder} lie outside its class folders and are left out")
-        return pictures
-
-    def _pictures(self, folder: str) -> list[str]:
-        found: list[str] = []
-        for entry in _sorted_entries(folder):
-            if entry.is_dir():
-                if self._enters(entry):
-                    found += self._pictures(entry.path)
-            elif self._is_picture(entry):
-                found.append(Path(os.path.relpath(entry.path, self.root)).as_posix())
         return found
+
+    def _add_pictures(self, paths: Names, folder: str, within: str) -> None:
+        for entry in _sorted_entries(folder):
+            # most entries are such, and to tell this much the system is not asked
+            if entry.name.lower().endswith(_ENDINGS) and entry.is_file(follow_symlinks=False):
+                paths.add(within + entry.name)
+            elif entry.is_dir():
+                if self._enters(entry):
+                    self._add_pictures(paths, entry.path, f"{within}{entry.name}/")
+            elif self._is_picture(entry):
+                paths.add(within + entry.name)
 
     def _enters(self, folder: os.DirEntry[str]) -> bool:
         if not folder.is_symlink():
@@ -163,7 +188,7 @@ class _Scan:
 def _sorted_entries(folder: str | Path) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(folder) as entries:
-            return sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted([entry for entry in entries if entry.name[0] != "."], key=attrgetter("name"))
     except PermissionError as error:
         raise UserError(f"cannot list the folder {os.fspath(folder)}: permission denied") from error
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vitrail.data.compact import Labels, as_labels
 from vitrail.data.read import ImageError, open_regular
-from vitrail.data.sources import SPLIT_WORDS, EncodedSplit, Source, number_labels
+from vitrail.data.sources import SPLIT_WORDS, EncodedSplit, Source, classes_of
 from vitrail.errors import UserError
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
@@ -18,7 +19,7 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 class HubSplit(EncodedSplit):
     """Rows of one split of a `datasets` set, whose image column is not decoded."""
 
-    def __init__(self, rows: Any, column: str, labels: list[int] | list[list[int]], name: str) -> None:
+    def __init__(self, rows: Any, column: str, labels: Labels, name: str) -> None:
         self.rows, self.column, self.labels, self.prefix = rows, column, labels, name
 
     def encoded(self, i: int) -> bytes:
@@ -57,7 +58,7 @@ def open_hub(text: str) -> Source:
     splits = {}
     for split in kept:
         rows = loaded[split].cast_column(image, datasets.Image(decode=False)).select_columns([image])
-        splits[SPLIT_WORDS[split]] = HubSplit(rows, image, numbers[split], split)
+        splits[SPLIT_WORDS[split]] = HubSplit(rows, image, as_labels(numbers[split]), split)
     return Source(text.removeprefix("hf:"), classes, dict(splits), multi_label=multi, notes=notes)
 
 
@@ -104,8 +105,7 @@ def _numbered(names: list[str] | None, columns: dict[str, list[Any]]) -> tuple[l
     """Class names, and the labels of each split as class numbers."""
     if names is not None:
         return list(names), columns
-    words = [str(word) for column in columns.values() for cell in column for word in _as_list(cell)]
-    classes, _ = number_labels(words)
+    classes = classes_of(str(word) for column in columns.values() for cell in column for word in _as_list(cell))
     number = {name: k for k, name in enumerate(classes)}
 
     def numbered(cell: Any) -> Any:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import replace
-from itertools import chain, zip_longest
 
 import numpy as np
 
+from vitrail.data.compact import Labels, Numbers, as_labels
 from vitrail.data.sources import Part, Source, Split
 
 
@@ -19,9 +18,20 @@ def limited(source: Source, most: int, seed: int) -> Source:
 def _part(split: Split, most: int, seed: int) -> Split:
     if len(split) <= most:
         return split
-    by_class: dict[object, list[int]] = defaultdict(list)
-    for i in np.random.default_rng(seed).permutation(len(split)):
-        label = split.labels[i]
-        by_class[tuple(label) if isinstance(label, list) else label].append(int(i))
-    in_turn = chain.from_iterable(zip_longest(*(by_class[key] for key in sorted(by_class, key=str))))
-    return Part(split, sorted([i for i in in_turn if i is not None][:most]))
+    shuffled = np.random.default_rng(seed).permutation(len(split))
+    kinds = _kinds(as_labels(split.labels))[shuffled]
+    by_kind, sizes = np.argsort(kinds, kind="stable"), np.bincount(kinds)
+    turn = np.empty_like(kinds)  # how many of its kind come before it
+    turn[by_kind] = np.arange(len(kinds)) - np.repeat(sizes.cumsum() - sizes, sizes)
+    first = np.argpartition(turn * len(sizes) + kinds, most)[:most]  # round by round, in each the kinds in order
+    return Part(split, np.sort(shuffled[first]))
+
+
+def _kinds(labels: Labels) -> Numbers:
+    """(N,) what each image shows, its class or its set of them, numbered in the order of their text."""
+    if isinstance(labels, np.ndarray):
+        values, kinds = np.unique(labels, return_inverse=True)
+        return np.argsort(sorted(range(len(values)), key=lambda k: str(values[k])))[kinds]
+    sets = [tuple(each) for each in labels]
+    number = {each: k for k, each in enumerate(sorted(set(sets), key=str))}
+    return np.array([number[each] for each in sets])

@@ -5,6 +5,10 @@ index, copy): torch's random numbers are seeded anew for every image with a hash
 CPU generator uses 32 bits) and put back afterwards. So batch k of an epoch can be had without the k before it, and
 nobody's random numbers change by loading. Workers are told (epoch, index, copy) and hold no state.
 
+Batches come from the workers as uint8 and are normalised on the device of the model (see augment.py). Between two
+epochs a loader that is told so reads `ahead`: the workers begin with the next epoch while the main process is still
+busy with this one, or scores.
+
 A damaged image is named in its batch and left out; the batch is then smaller, at worst empty.
 
 A worker that dies ends the epoch with a WorkerDied, at the next batch that is asked for and nowhere else. A worker that
@@ -18,17 +22,20 @@ import multiprocessing
 import signal
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vitrail.data.augment import Transform
+from vitrail.data.augment import Pipeline, Transform
+from vitrail.data.erasing import Patch, Patches, together
+from vitrail.data.memory import Reused
 from vitrail.data.order import Key, Order, Plan, hash_seed
+from vitrail.data.pictures import Picture
 from vitrail.data.read import ImageError
 from vitrail.data.sources import Split
 from vitrail.errors import UserError
@@ -44,7 +51,7 @@ class Batch:
     """B images of a split that could be read."""
 
     images: Tensor
-    """(B, C, S, S) float32; shape (0,) where B is 0."""
+    """(B, C, S, S) float32, on the loader's device; shape (0,) where B is 0."""
     labels: Tensor
     """(B,) class numbers, or (B, K) float multi-hot."""
     index: Tensor
@@ -52,10 +59,30 @@ class Batch:
     damaged: list[str]
     """Names of the images that should be here and could not be read."""
 
-    def pin_memory(self) -> Batch:
-        """The batch in page-locked memory, from which a GPU copies without waiting (the DataLoader calls this)."""
-        pinned = {name: getattr(self, name).pin_memory() for name in ("images", "labels", "index")}
-        return replace(self, **pinned)
+
+@dataclass
+class _Drawn:
+    """A batch on its way from a worker."""
+
+    pixels: Tensor
+    """(B, S, S, C) uint8, or what a function other than a Pipeline made of the images; shape (0,) where B is 0."""
+    patches: Patches
+    labels: Tensor
+    index: Tensor
+    damaged: list[str]
+
+    def pin_memory(self) -> _Drawn:
+        """In page-locked memory, from which a GPU copies without waiting (the DataLoader calls this)."""
+        patches = Patches(*(part.pin_memory() for part in self.patches))
+        return _Drawn(self.pixels.pin_memory(), patches, self.labels.pin_memory(), self.index, self.damaged)
+
+
+class _Stands(NamedTuple):
+    """Batches that were begun, and where they stand."""
+
+    epoch: int
+    start: int
+    batches: Iterator[Any]
 
 
 class WorkerDied(UserError, RuntimeError):
@@ -68,7 +95,9 @@ class Loader:
     `batch_size` images make a batch, of all `world` processes of a run together; this one, number `rank`, reads and
     gives its share of each, which may be empty. `shuffle=False` gives the images in the order of the split;
     `repeats` and `balanced` decide which are drawn where it shuffles (order.py). `drop_last` leaves out a last batch
-    that is not full. Raises UserError for numbers that make no sense and for `balanced` with several labels an image.
+    that is not full. Images are given on `device`. `ahead`: once an epoch's batches are read, the workers go on with
+    the next one's (of a loader that does not shuffle: the same ones again). Raises UserError for numbers that make no
+    sense and for `balanced` with several labels an image.
     """
 
     def __init__(
@@ -86,15 +115,20 @@ class Loader:
         balanced: bool = False,
         rank: int = 0,
         world: int = 1,
+        device: torch.device | str = "cpu",
+        ahead: bool = False,
     ) -> None:
         if batch_size < 1 or workers < 0:
             raise UserError(f"batch_size is {batch_size} and workers {workers}; they must be at least 1 and 0")
         order = Order(split.labels, seed=seed, shuffle=shuffle, repeats=repeats, balanced=balanced)
         self._plan = Plan(order, batch_size, drop_last=drop_last, rank=rank, world=world)
+        self._transform, self._device, self._memory = transform, device, Reused()
+        self._next = 1 if shuffle else 0  # epochs further on
+        self._ahead, self._waiting = ahead, None  # type: bool, _Stands | None
         self._workers: list[BaseProcess] = []
         self._batches: DataLoader[Any] = DataLoader(
             _Images(split, transform, seed, num_classes),  # type: ignore[arg-type]  # gives batches, not images
-            batch_sampler=self._plan,
+            batch_sampler=_Onward(self._plan, self._next) if ahead else self._plan,
             collate_fn=_as_it_is,
             num_workers=workers,
             worker_init_fn=start_worker,
@@ -111,27 +145,38 @@ class Loader:
 
         Raises WorkerDied where a loader process has ended: at most some seconds after its batch is waited for.
         """
-        self._plan.epoch, self._plan.start = epoch, start
-        batches: Iterator[Any] | None = None
-        while True:
+        waiting, self._waiting = self._waiting, None
+        there = waiting is not None and waiting[:2] == (epoch, start)
+        batches = waiting.batches if waiting is not None and there else None
+        for _ in range(start, len(self)):
             self._refuse_dead()
             try:
-                batches = batches or self._begin()
-                batch = next(batches, None)
+                if batches is None:
+                    batches = self._begin(epoch, start)
+                drawn = next(batches)
             except (RuntimeError, OSError, EOFError) as error:  # what torch, or a pipe to a dead process, raises
                 self._refuse_dead(error)
                 raise
-            if batch is None:
-                return
-            if isinstance(batch, UserError):
+            if isinstance(drawn, UserError):
                 try:
-                    raise batch
+                    raise drawn
                 finally:
-                    del batch  # else error, traceback and this frame hold each other, and the workers end 5 s late
-            yield batch
+                    del drawn  # else error, traceback and this frame hold each other, and the workers end 5 s late
+            yield self._finished(drawn)
+        if self._ahead and batches is not None:
+            self._waiting = _Stands(epoch + self._next, 0, batches)
 
-    def _begin(self) -> Iterator[Any]:
-        """An epoch of the DataLoader; the first one starts the workers."""
+    def _finished(self, drawn: _Drawn) -> Batch:
+        images = drawn.pixels.to(self._device, non_blocking=True)
+        if len(images) and isinstance(self._transform, Pipeline):
+            count, height, width, channels = images.shape
+            out = self._memory.empty((count, channels, height, width)) if images.device.type == "cpu" else None
+            images = self._transform.finish(images, drawn.patches, out)
+        return Batch(images, drawn.labels, drawn.index, drawn.damaged)
+
+    def _begin(self, epoch: int, start: int) -> Iterator[Any]:
+        """The DataLoader's batches from there on; the first time starts the workers."""
+        self._plan.epoch, self._plan.start = epoch, start
         others = set(multiprocessing.active_children())
         batches = iter(self._batches)
         self._workers = self._workers or [each for each in multiprocessing.active_children() if each not in others]
@@ -157,42 +202,65 @@ class Loader:
             ) from error
 
 
+class _Onward:
+    """A plan's batches, epoch after epoch: a DataLoader's sampler that does not end."""
+
+    def __init__(self, plan: Plan, step: int) -> None:
+        self.plan, self.step = plan, step
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        while True:
+            yield from self.plan
+            self.plan.epoch, self.plan.start = self.plan.epoch + self.step, 0
+
+
 class _Images:
-    """What a worker does: keys -> Batch."""
+    """What a worker does: keys -> _Drawn."""
 
     def __init__(self, split: Split, transform: Transform, seed: int, num_classes: int) -> None:
         self.split, self.transform, self.seed, self.num_classes = split, transform, seed, num_classes
 
-    def __getitems__(self, keys: list[Key]) -> Batch | UserError:
+    def __getitems__(self, keys: list[Key]) -> _Drawn | UserError:
         try:
             return self._batch(keys)
         except UserError as error:  # as a value: what a worker raises, the DataLoader wraps in a traceback
             return error
 
-    def _batch(self, keys: list[Key]) -> Batch:
+    def _batch(self, keys: list[Key]) -> _Drawn:
         images: list[Tensor] = []
+        patches: list[Patch | None] = []
         index: list[int] = []
         damaged: list[str] = []
-        image, held = torch.empty(0), -1
+        picture, held = None, -1
         with torch.random.fork_rng(devices=[]):
             for epoch, i, copy in keys:
-                try:
-                    if i != held:  # copies follow each other: one reading does for them
-                        image, held = self.split.read(i), i
-                except (ImageError, OSError):
-                    damaged.append(self.split.name(i))
-                    continue
                 parts = (epoch, i, copy) if copy else (epoch, i)  # the first copy is what an image without copies is
                 # not torch.manual_seed, which seeds the GPUs too
                 torch.default_generator.manual_seed(hash_seed(self.seed, *parts))
-                images.append(self.transform(image))
+                try:
+                    if picture is None or i != held:  # copies follow each other: one reading does for them
+                        picture, held = self.split.open(i), i
+                    image, patch = self._drawn(picture)
+                except (ImageError, OSError):
+                    damaged.append(self.split.name(i))
+                    continue
+                images.append(image)
+                patches.append(patch)
                 index.append(i)
         stacked = torch.stack(images) if images else torch.empty(0)
-        return Batch(stacked, self._labels(index), torch.tensor(index, dtype=torch.long), damaged)
+        return _Drawn(stacked, together(patches), self._labels(index), torch.tensor(index, dtype=torch.long), damaged)
+
+    def _drawn(self, picture: Picture) -> tuple[Tensor, Patch | None]:
+        if isinstance(self.transform, Pipeline):
+            return self.transform.draw(picture)
+        return self.transform(picture.whole()), None
 
     def _labels(self, index: list[int]) -> Tensor:
         labels = [self.split.labels[i] for i in index]
-        if not labels or isinstance(labels[0], int):
+        if not labels or not isinstance(labels[0], list):
             return torch.tensor(labels, dtype=torch.long)
         hot = torch.zeros(len(labels), self.num_classes)
         for row, several in zip(hot, labels, strict=True):

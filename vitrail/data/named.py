@@ -98,19 +98,17 @@ def _as_split(entry: Named, part: Any, root: Path, split: str) -> Split:
         files = getattr(part, entry.files)
         if entry.files == entry.labels:  # pairs (file, label)
             files, labels = [file for file, _ in files], [label for _, label in files]
-        return FileSplit(
-            root, [Path(os.path.relpath(file, root)).as_posix() for file in files], [int(k) for k in labels]
-        )
+        return FileSplit(root, (Path(os.path.relpath(file, root)).as_posix() for file in files), np.asarray(labels))
     images = np.asarray(part.data)
     if images.ndim == 3:
         images = images[..., None]
     elif images.shape[1] == 3:  # SVHN and STL-10 keep channels first
         images = images.transpose(0, 2, 3, 1)
-    return ArraySplit(images, np.asarray(labels).tolist(), split)
+    return ArraySplit(images, np.asarray(labels), split)
 
 
 def _class_names(part: Any, train: Split) -> list[str]:
     names = getattr(part, "classes", None)
     if names is None:
-        names = range(max(train.labels) + 1)  # type: ignore[operator]
+        names = range(int(np.max(train.labels)) + 1)
     return [name[0] if isinstance(name, tuple) else str(name) for name in names]

@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vitrail.data.compact import Labels, as_labels
 from vitrail.errors import UserError
 
 Key = tuple[int, int, int]
@@ -27,10 +28,10 @@ Key = tuple[int, int, int]
 
 
 class Order:
-    """The images of an epoch in order. `labels` are those of the split, class numbers or lists of them."""
+    """The images of an epoch in order. `labels` are those of the split."""
 
     def __init__(
-        self, labels: Sequence[int | list[int]], *, seed: int, shuffle: bool, repeats: int, balanced: bool
+        self, labels: Sequence[int] | Labels, *, seed: int, shuffle: bool, repeats: int, balanced: bool
     ) -> None:
         if repeats < 1:
             raise UserError(f"data.repeats is {repeats}; it must be 1 or more")
@@ -103,8 +104,9 @@ def hash_seed(*parts: int) -> int:
     return mixed
 
 
-def _classes(labels: Sequence[int | list[int]]) -> Tensor:
+def _classes(labels: Sequence[int] | Labels) -> Tensor:
     """(N,) the class of each image, numbered from 0 without gaps."""
-    if any(isinstance(label, list) for label in labels):
+    labels = as_labels(labels)
+    if isinstance(labels, list):
         raise UserError("data.balanced needs one label an image, and these images have several; leave it out")
-    return torch.tensor(labels, dtype=torch.long).unique(return_inverse=True)[1]
+    return torch.from_numpy(labels).unique(return_inverse=True)[1]

@@ -1,8 +1,10 @@
 """Image file -> uint8 tensor (3, H, W), the same pixels for training, scoring and serving; or one clear refusal.
 
 The order is the safety: a regular file, not empty, begins with the magic bytes of a format on the list, dimensions
-from the header below a ceiling, and only then are pixels decoded, always by Pillow. (torchvision's PNG decoder ends
-the process on a PNG with one damaged byte.) What a picture becomes:
+from the header below a ceiling, and only then are pixels decoded. Pillow reads headers and decodes. A JPEG in RGB or
+grey is decoded by libjpeg-turbo without Pillow's detours (pictures.py), to the same pixels; Pillow has the last word
+where libjpeg has as much as a warning, and reads the header where it says more than a size. (torchvision's PNG decoder
+ends the process on a PNG with one damaged byte.) What a picture becomes:
 
     EXIF orientation      applied; values the standard does not define, and EXIF that cannot be parsed, are ignored
     grey, bilevel         three equal channels, 0..255
@@ -30,6 +32,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,6 +41,7 @@ import torch
 from PIL import Image, ImageFile
 from torch import Tensor
 
+from vitrail.data.pictures import Jpeg, Picture, Pixels, is_turned, read_frame, upright
 from vitrail.errors import UserError
 
 MAX_PIXELS = int(os.environ.get("VITRAIL_MAX_PIXELS", "178956970"))
@@ -53,15 +57,6 @@ _MAGIC = {
     b"MM\0*": "TIFF",
     b"II+\0": "TIFF",
     b"MM\0+": "TIFF",
-}
-_UPRIGHT = {  # EXIF orientation -> what sets the stored pixels upright
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
 }
 _EXIF_ORIENTATION = 0x0112
 
@@ -100,18 +95,42 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Tensor:
 
 
 def decode_image(data: bytes | BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decodes the bytes (or binary file) of an image to uint8 (3, H, W); `name` is what ImageError calls it."""
-    with _opened(data, name, max_pixels) as image:
-        image.load()
-        turn = _UPRIGHT.get(_orientation(image))
-        pixels = _rgb(image if turn is None else image.transpose(turn))
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+    """Decodes the bytes (or binary file) of an image to uint8 (3, H, W); `name` is what ImageError calls it.
+
+    The three colours of a pixel lie side by side in memory, as they are stored and as they are resized fastest.
+    """
+    return open_picture(data, name, max_pixels=max_pixels).whole()
+
+
+def open_picture(data: bytes | BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """An encoded image whose header has been read, and whose pixels are read when asked for, as a JPEG's can be.
+
+    Raises ImageError as `decode_image` does, at once or when pixels are asked for.
+    """
+    data = _bytes_of_jpeg(data)
+    if isinstance(data, bytes) and (frame := read_frame(data)) is not None:
+        instead = partial(_decode_by_pillow, data, name, max_pixels)
+        if frame.plain and frame.height * frame.width <= max_pixels:
+            return Jpeg(data, frame, 1, instead)
+        with _opened(data, name, max_pixels) as image:
+            if image.mode in ("RGB", "L") and image.size == (frame.width, frame.height):
+                return Jpeg(data, frame, _orientation(image), instead)
+    return Pixels(_decode_by_pillow(data, name, max_pixels))
+
+
+def _bytes_of_jpeg(data: bytes | BinaryIO) -> bytes | BinaryIO:
+    """All bytes of a file that begins as a JPEG; of other formats less may be read than there is."""
+    if isinstance(data, bytes):
+        return data
+    head = data.read(16)
+    data.seek(0)
+    return data.read() if image_format(head) == "JPEG" else data
 
 
 def read_header(data: bytes | BinaryIO, name: str, *, max_pixels: int = MAX_PIXELS) -> Header:
     """The header of an encoded image, without decoding a pixel. Raises ImageError as `decode_image` does."""
     with _opened(data, name, max_pixels) as image:
-        turned = _orientation(image) in _UPRIGHT
+        turned = is_turned(_orientation(image))
         return Header("JPEG" if image.format == "MPO" else str(image.format), image.mode, *image.size, turned)
 
 
@@ -179,6 +198,13 @@ def _unlock_after_fork() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_unlock_after_fork)
+
+
+def _decode_by_pillow(data: bytes | BinaryIO, name: str, max_pixels: int) -> Tensor:
+    """uint8 (3, H, W), upright."""
+    with _opened(data, name, max_pixels) as image:
+        image.load()
+        return upright(torch.from_numpy(_rgb(image)).permute(2, 0, 1), _orientation(image))
 
 
 def _orientation(image: Image.Image) -> int:

@@ -24,12 +24,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vitrail.data.compact import Labels, Names
 from vitrail.data.folders import EXTENSIONS
 from vitrail.data.read import ImageError
-from vitrail.data.sources import SPLIT_WORDS, EncodedSplit, Source, number_labels
+from vitrail.data.sources import SPLIT_WORDS, EncodedSplit, Source, classes_of
 from vitrail.errors import UserError, did_you_mean
 
-Label = int | str | list[int | str]
+Label = int | str | tuple[int | str, ...]
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
@@ -38,11 +41,14 @@ class Index:
     """Where the images of some shards lie: compact columns, since there may be millions."""
 
     shards: list[Path]
-    keys: list[str] = field(default_factory=list)
+    keys: Names = field(default_factory=Names)
     shard: array[int] = field(default_factory=lambda: array("l"))
     offset: array[int] = field(default_factory=lambda: array("q"))
     size: array[int] = field(default_factory=lambda: array("q"))
-    labels: list[Label] = field(default_factory=list)
+    label: array[int] = field(default_factory=lambda: array("l"))
+    """The number of each image's label in `labels`."""
+    labels: dict[Label, int] = field(default_factory=dict)
+    """Every label that is said, numbered as it was first met."""
     names: dict[int, str] = field(default_factory=dict)
     """Class names of numbers, where the shards say them."""
 
@@ -50,7 +56,7 @@ class Index:
 class ShardSplit(EncodedSplit):
     """Images inside tar files, by offset and size."""
 
-    def __init__(self, index: Index, labels: list[int] | list[list[int]]) -> None:
+    def __init__(self, index: Index, labels: Labels) -> None:
         self.index, self.labels = index, labels
 
     def encoded(self, i: int) -> bytes:
@@ -86,22 +92,24 @@ def open_shards(text: str) -> Source:
     listed = _listed_classes(next(iter(groups.values()))[0].parent)
     several = _several(text, indexes)
     classes, numbers, notes = _classes(text, indexes, listed)
-    splits = {split: ShardSplit(index, _numbered(index.labels, numbers)) for split, index in indexes.items()}
+    splits = {split: ShardSplit(index, _numbered(index, numbers)) for split, index in indexes.items()}
     return Source(Path(text).name, classes, dict(splits), multi_label=several, notes=notes)
 
 
 def _several(text: str, indexes: dict[str, Index]) -> bool:
     """Whether an image has several labels: all have a list of them, or none has."""
-    kinds = {isinstance(label, list) for index in indexes.values() for label in index.labels}
+    kinds = {isinstance(label, tuple) for index in indexes.values() for label in index.labels}
     if len(kinds) > 1:
         raise UserError(f"{text}: some samples have a list of labels and others one; write [3] where 3 is all there is")
     return kinds == {True}
 
 
-def _numbered(labels: list[Label], numbers: dict[int | str, int]) -> list[int] | list[list[int]]:
-    return [  # type: ignore[return-value]  # all are of one kind, as _several has seen
-        [numbers[each] for each in label] if isinstance(label, list) else numbers[label] for label in labels
-    ]
+def _numbered(index: Index, numbers: dict[int | str, int]) -> Labels:
+    if any(isinstance(label, tuple) for label in index.labels):  # then all are, as _several has seen
+        sets = [[numbers[each] for each in label] for label in index.labels if isinstance(label, tuple)]
+        return [sets[k] for k in index.label]
+    places = [numbers[label] for label in index.labels if not isinstance(label, tuple)]
+    return np.array(places, np.int64)[np.array(index.label, np.int64)]
 
 
 def _expand(text: str) -> list[Path]:
@@ -150,8 +158,9 @@ def _index_shard(index: Index, number: int, path: Path, tar: tarfile.TarFile) ->
         elif last == ".cls" or (last == ".json" and key not in labels):
             labels[key] = member
     for key, member in images.items():
-        index.labels.append(_label(index, tar, f"{path}: sample '{key}'", labels.get(key)))
-        index.keys.append(key + Path(member.name).suffix)
+        label = _label(index, tar, f"{path}: sample '{key}'", labels.get(key))
+        index.label.append(index.labels.setdefault(label, len(index.labels)))
+        index.keys.add(key + Path(member.name).suffix)
         index.shard.append(number)
         index.offset.append(member.offset_data)
         index.size.append(member.size)
@@ -171,7 +180,7 @@ def _label(index: Index, tar: tarfile.TarFile, where: str, member: tarfile.TarIn
         raise UserError(f"{where} has no label in {member.name} (key 'label', a class number or name){near}")
     if isinstance(label, int) and isinstance(content, dict) and isinstance(content.get("name"), str):
         index.names.setdefault(label, content["name"])
-    return label
+    return tuple(label) if isinstance(label, list) else label
 
 
 def _is_class(label: Any) -> bool:
@@ -201,12 +210,12 @@ def _classes(
 ) -> tuple[list[str], dict[int | str, int], list[str]]:
     """(class names, number of each label, notes). Numbers with gaps and no list of names are numbered anew."""
     said_labels = (label for index in indexes.values() for label in index.labels)
-    labels = {each for label in said_labels for each in (label if isinstance(label, list) else [label])}
+    labels = {each for label in said_labels for each in (label if isinstance(label, tuple) else [label])}
     numbers = sorted(label for label in labels if isinstance(label, int))
     if len(numbers) < len(labels):
         if numbers:
             raise UserError(f"{text}: labels are numbers in some samples and names in others")
-        classes, _ = number_labels([str(label) for label in labels])
+        classes = classes_of(str(label) for label in labels)
         return classes, {name: k for k, name in enumerate(classes)}, []
     if listed:
         if numbers and numbers[-1] >= len(listed):

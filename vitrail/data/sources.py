@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from vitrail.data.read import decode_image
+from vitrail.data.compact import Labels, Numbers, as_labels, class_numbers, groups_of, part_of
+from vitrail.data.pictures import Picture, Pixels
+from vitrail.data.read import decode_image, open_picture
 from vitrail.errors import UserError, did_you_mean
 
 SPLIT_WORDS = {
@@ -32,9 +34,9 @@ SPLIT_WORDS = {
 
 
 class Split(ABC):
-    """Images in a fixed order. `labels[i]` is a class number, or a list of them where an image has several labels."""
+    """Images in a fixed order. `labels` is an array of class numbers, or lists of them where an image has several."""
 
-    labels: list[int] | list[list[int]]
+    labels: Labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -42,6 +44,10 @@ class Split(ABC):
     @abstractmethod
     def read(self, i: int) -> Tensor:
         """Image i as uint8 (C, H, W). Raises ImageError if it cannot be read."""
+
+    def open(self, i: int) -> Picture:
+        """Image i with its size, to be decoded where and as far as pixels are asked for. Raises ImageError."""
+        return Pixels(self.read(i))
 
     @abstractmethod
     def name(self, i: int) -> str:
@@ -61,22 +67,28 @@ class EncodedSplit(Split):
     def read(self, i: int) -> Tensor:
         return decode_image(self.encoded(i), self.name(i))
 
+    def open(self, i: int) -> Picture:
+        return open_picture(self.encoded(i), self.name(i))
+
 
 class Part(Split):
     """Some images of another split, in the order of `indices`."""
 
-    def __init__(self, whole: Split, indices: Sequence[int]) -> None:
-        self.whole, self.indices = whole, list(indices)
-        self.labels = [whole.labels[i] for i in self.indices]  # type: ignore[assignment]
+    def __init__(self, whole: Split, indices: Sequence[int] | Numbers) -> None:
+        self.whole, self.indices = whole, np.asarray(indices, dtype=np.int64)
+        self.labels = part_of(whole.labels, self.indices)
 
     def read(self, i: int) -> Tensor:
-        return self.whole.read(self.indices[i])
+        return self.whole.read(int(self.indices[i]))
+
+    def open(self, i: int) -> Picture:
+        return self.whole.open(int(self.indices[i]))
 
     def name(self, i: int) -> str:
-        return self.whole.name(self.indices[i])
+        return self.whole.name(int(self.indices[i]))
 
     def encoded(self, i: int) -> bytes | None:
-        return self.whole.encoded(self.indices[i])
+        return self.whole.encoded(int(self.indices[i]))
 
 
 @dataclass
@@ -159,28 +171,26 @@ def hold_out(source: Source, *, seed: int, val_fraction: float) -> Source:
         return source
     if not 0 < val_fraction < 1:
         raise UserError(f"val_fraction is {val_fraction}; it must lie between 0 and 1 (0.2 holds out a fifth)")
-    kept, held = _stratify(train.labels, seed, val_fraction)
-    if not held:
+    held = _held_out(as_labels(train.labels), seed, val_fraction)
+    if not held.any():
         raise UserError(
             f"{source.name} has one image of each class, so none can be held out to score on; "
             "add images, or a val/ or test/ split of its own"
         )
-    source.splits = {"train": Part(train, kept), "val": Part(train, held)}
-    source.notes.append(f"no val or test split: held out {len(held)} of {len(train)} images (seed {seed})")
+    source.splits = {"train": Part(train, np.flatnonzero(~held)), "val": Part(train, np.flatnonzero(held))}
+    source.notes.append(f"no val or test split: held out {held.sum()} of {len(train)} images (seed {seed})")
     return source
 
 
-def _stratify(labels: list[int] | list[list[int]], seed: int, fraction: float) -> tuple[list[int], list[int]]:
-    """Indices (kept, held out), each in order. Every class keeps at least one image and, if it has two, lends one."""
-    groups: dict[int, list[int]] = {}
-    for i, label in enumerate(labels):
-        groups.setdefault(label if isinstance(label, int) else 0, []).append(i)  # several labels: one random split
-    held: set[int] = set()
-    for key, members in groups.items():
+def _held_out(labels: Labels, seed: int, fraction: float) -> NDArray[np.bool_]:
+    """(N,) whether each image is held out. Every class keeps at least one image and, if it has two, lends one."""
+    several = np.zeros(len(labels), np.int64)  # several labels: one random split
+    held = np.zeros(len(labels), bool)
+    for key, members in groups_of(labels if isinstance(labels, np.ndarray) else several):
         share = min(max(round(len(members) * fraction), 1), len(members) - 1)
         order = np.random.default_rng([seed % 2**64, key]).permutation(len(members))
-        held.update(members[i] for i in order[:share])
-    return [i for i in range(len(labels)) if i not in held], sorted(held)
+        held[members[order[:share]]] = True
+    return held
 
 
 def label_problems(source: Source) -> list[str]:
@@ -206,22 +216,15 @@ def label_problems(source: Source) -> list[str]:
 
 def class_counts(source: Source, split: Split) -> dict[str, int]:
     """Images of each class in a split, in the order of the classes."""
-    counts = Counter(_flat(split.labels))
-    return {name: counts[k] for k, name in enumerate(source.classes)}
+    counts = np.bincount(class_numbers(as_labels(split.labels)), minlength=len(source.classes)).tolist()
+    return dict(zip(source.classes, counts, strict=False))
 
 
-def _flat(labels: Sequence[int | list[int]]) -> Iterator[int]:
-    for label in labels:
-        yield from label if isinstance(label, list) else (label,)
-
-
-def number_labels(words: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Class names, in alphabetical order (numbers in numerical order), and the class number of each word."""
+def classes_of(words: Iterable[str]) -> list[str]:
+    """The words once each, in alphabetical order (numbers in numerical order): the class numbers are their places."""
     names = set(words)
     numeric = all(name.lstrip("-").isdecimal() for name in names)
-    classes = sorted(names, key=int) if numeric else sorted(names)
-    number = {name: k for k, name in enumerate(classes)}
-    return classes, [number[word] for word in words]
+    return sorted(names, key=int) if numeric else sorted(names)
 
 
 def _quoted(names: Sequence[str]) -> str:

@@ -8,61 +8,91 @@ path,CLASS,CLASS,...[,split]  several labels an image, one column of 0 and 1 for
 from __future__ import annotations
 
 import csv
-import io
 import os
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
+from vitrail.data.compact import Labels, Names
 from vitrail.data.folders import FileSplit
-from vitrail.data.sources import SPLIT_WORDS, Source, number_labels
+from vitrail.data.sources import SPLIT_WORDS, Source, classes_of
 from vitrail.errors import UserError, did_you_mean
+
+_FORM = "it needs the header path,label and a line for each image"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image: its line in the table, its path, the words of its labels, its split."""
+    """One image: its path, the words of its labels, its split."""
 
-    line: int
     path: str
     words: list[str]
     split: str
 
 
+@dataclass
+class Column:
+    """The images of one split, compact, since there may be millions."""
+
+    paths: Names = field(default_factory=Names)
+    words: array[int] = field(default_factory=lambda: array("q"))
+    """The words of their labels, one image's after the other's, by number."""
+    counts: array[int] = field(default_factory=lambda: array("q"))
+    """How many words each image has."""
+
+
 def open_table(path: Path) -> Source:
     """The images that a table lists. Raises UserError, naming the line, for what cannot be read."""
     lines = _lines(path)
-    header = _header(path, lines[0][1]) if lines else []
-    rows = [_row(path, header, line, cells) for line, cells in lines[1:]]
-    if not rows:
-        raise UserError(f"{path} lists no images; it needs the header path,label and a line for each image")
-    classes, _ = number_labels([word for row in rows for word in row.words])
-    if indicators := _indicators(header):
-        classes = indicators
-    number = {name: k for k, name in enumerate(classes)}
+    header = _header(path, next(lines, (0, []))[1])
+    columns: dict[str, Column] = {}
+    numbers: dict[str, int] = {}
+    missing: list[str] = []
+    gone = 0
+    for line, cells in lines:
+        row = _row(path, header, line, cells)
+        column = columns.setdefault(row.split, Column())
+        column.paths.add(row.path)
+        column.words.extend(numbers.setdefault(word, len(numbers)) for word in row.words)
+        column.counts.append(len(row.words))
+        if not os.path.exists(os.path.join(path.parent, row.path)):
+            gone += 1
+            missing += [f"{row.path} (line {line})"] if gone <= 3 else []
+    if not columns:
+        raise UserError(f"{path} lists no images; {_FORM}")
+    classes = _indicators(header) or classes_of(numbers)
     source = Source(path.stem, classes, {}, multi_label="label" not in header)
-    for split in dict.fromkeys(row.split for row in rows):
-        mine = [row for row in rows if row.split == split]
-        several = [[number[word] for word in row.words] for row in mine]
-        labels = several if source.multi_label else [each[0] for each in several]
-        source.splits[split] = FileSplit(path.parent, [row.path for row in mine], labels)
-    missing = [row for row in rows if not os.path.exists(path.parent / row.path)]
-    if missing:
-        names = ", ".join(f"{row.path} (line {row.line})" for row in missing[:3])
-        source.problems.append(f"{path}: {len(missing)} of {len(rows)} listed files are missing: {names}")
+    place = {name: k for k, name in enumerate(classes)}
+    order = np.array([place[word] for word in numbers], np.int64)
+    for split, column in columns.items():
+        labels: Labels = order[np.array(column.words, np.int64)]
+        if source.multi_label:
+            labels = [each.tolist() for each in np.split(labels, np.cumsum(column.counts)[:-1])]
+        source.splits[split] = FileSplit(path.parent, column.paths, labels)
+    if gone:
+        listed = sum(len(column.paths) for column in columns.values())
+        source.problems.append(f"{path}: {gone} of {listed} listed files are missing: {', '.join(missing)}")
     return source
 
 
-def _lines(path: Path) -> list[tuple[int, list[str]]]:
+def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of every line that is not empty."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",")
-        return [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            for cells in reader:
+                if any(cells):
+                    yield reader.line_num, [cell.strip() for cell in cells]
     except (UnicodeDecodeError, csv.Error, OSError) as error:
         raise UserError(f"{path} cannot be read as a table in UTF-8: {error}") from error
 
 
 def _header(path: Path, cells: list[str]) -> list[str]:
+    if not cells:
+        raise UserError(f"{path} lists no images; {_FORM}")
     names = [cell.lower() if cell.lower() in ("path", "label", "labels", "split") else cell for cell in cells]
     if "path" not in names:
         raise UserError(f"{path}: the header has no column 'path'{did_you_mean('path', names)}")
@@ -88,7 +118,7 @@ def _row(path: Path, header: list[str], line: int, cells: list[str]) -> Row:
     if split not in SPLIT_WORDS:
         near = did_you_mean(split, SPLIT_WORDS)
         raise UserError(f"{path}, line {line}: '{split}' is no split; use train, val or test{near}")
-    return Row(line, cell["path"], _words(path, header, line, cell), SPLIT_WORDS[split])
+    return Row(cell["path"], _words(path, header, line, cell), SPLIT_WORDS[split])
 
 
 def _words(path: Path, header: list[str], line: int, cell: dict[str, str]) -> list[str]:

@@ -27,7 +27,7 @@ _probes: list[Probe] = []
 
 HALF = (torch.bfloat16, torch.float16)
 FEW = 640
-"""Keys of an image up to which a CPU may keep its weights for the backward pass: those of 384 pixels in patches of 16."""
+"""Keys up to which a CPU may keep the weights of a pass for its backward: those of 384 pixels in patches of 16."""
 
 
 class Places(NamedTuple):
@@ -102,7 +102,7 @@ def _logits(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
 
 
 def _of_parts(bias: Tensor, x: Tensor) -> bool:
-    return bias.ndim == 4 and 1 < len(bias) < len(x)
+    return bias.ndim == x.ndim == 4 and 1 < len(bias) < len(x)
 
 
 def _biased(logits: Tensor, bias: Tensor | None) -> Tensor:

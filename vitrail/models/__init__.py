@@ -50,11 +50,12 @@ def create_model(
             )
         if value is not None:
             config = dataclasses.replace(config, **{key: value})
-    model: nn.Module = module.Model(config)
+    build = functools.partial(module.Model, config)
     if pretrained:
-        from vitrail.weights import load_weights
+        from vitrail.weights import build_with_weights
 
-        load_weights(model, variant, pretrained)
+        return build_with_weights(build, variant, pretrained)
+    model: nn.Module = build()
     return model
 
 

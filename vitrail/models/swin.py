@@ -91,16 +91,17 @@ def join_shifted_windows(x: Tensor, side: int, shift: int, grid: tuple[int, int]
 
 
 def shift_mask(side: int, shift: int, grid: tuple[int, int]) -> Tensor:
-    """What keeps apart tokens that only the roll made neighbours (figure 4): (G, 1, N, N), 0 or -100.
+    """What keeps apart tokens that only the roll made neighbours (figure 4): (G, 1, N, N), 0 or -1000.
 
     The rolled map of `grid` H x W is cut at `side` and at `shift` from its lower and right ends into 3 x 3 regions;
-    tokens of a window attend inside their region.
+    tokens of a window attend inside their region. The release's -100 leaves weights of e^-100, no normal float32:
+    products with such numbers take a CPU four times as long.
     """
     rows, columns = (torch.arange(length + -length % side) for length in grid)
     rows = (rows >= len(rows) - side).long() + (rows >= len(rows) - shift)
     columns = (columns >= len(columns) - side).long() + (columns >= len(columns) - shift)
     region = windows((3 * rows[:, None] + columns)[None, :, :, None], side, side)  # (G, N, 1)
-    return -100.0 * (region != region.transpose(1, 2)).float()[:, None]
+    return -1000.0 * (region != region.transpose(1, 2)).float()[:, None]
 
 
 def places_of_windows(side: int, shift: int, grid: tuple[int, int]) -> Places:
@@ -148,8 +149,8 @@ class WindowAttention(nn.Module):
         index = self.get_buffer("relative_position_index")  # by columns: a gather of rows would need a transposed copy
         return self.position_table().T.index_select(1, index.flatten()).unflatten(1, index.shape)[None]
 
-    def bias(self, folds: int, grid: tuple[int, int]) -> Tensor:
-        """Positions and, where the windows are shifted, mask: (1, h, N, N) or (folds, h, N, N), folds = B * G."""
+    def bias(self, grid: tuple[int, int]) -> Tensor:
+        """Positions and, where the windows are shifted, mask: (1, h, N, N) or (G, h, N, N)."""
         bias = self.position_bias()
         if not self.shift:
             return bias
@@ -157,11 +158,11 @@ class WindowAttention(nn.Module):
             mask = self.get_buffer("attn_mask")
         else:
             mask = shift_mask(self.window_size, self.shift, grid).to(bias)
-        return bias + mask.repeat(folds // len(mask), 1, 1, 1)
+        return bias + mask
 
     def queries_keys_values(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B * G, N, D) -> (B * G, h, N, d) three times."""
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous()
         return q, k, v
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,7 +170,7 @@ class WindowAttention(nn.Module):
         place(self, lambda: places_of_windows(self.window_size, self.shift, grid))
         x = shifted_windows(x, self.window_size, self.shift)
         q, k, v = self.queries_keys_values(x)
-        x = attend(q, k, v, site=self, bias=self.bias(len(x), grid), scale=self.qk_scale)
+        x = attend(q, k, v, site=self, bias=self.bias(grid), scale=self.qk_scale)
         x = self.proj(x.transpose(1, 2).flatten(2))
         return join_shifted_windows(x, self.window_size, self.shift, grid)
 

@@ -90,6 +90,7 @@ def evaluate(
         num_classes=len(source.classes),
         rank=rank(),
         world=world(),
+        device=best_device(),
     )
     head = {"run": str(run.folder or recipe.model), "weights": run.weights, "data": source.name, "split": split}
     return head | numbers(run, source, loader, split)

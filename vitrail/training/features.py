@@ -63,6 +63,7 @@ def images_of(run: Run, split: Split, num_classes: int, batch_size: int | None =
         shuffle=False,
         workers=data.workers,
         num_classes=num_classes,
+        device=best_device(),
     )
 
 

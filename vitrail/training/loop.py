@@ -25,6 +25,7 @@ import torch.distributed as dist
 
 from vitrail import checkpoint
 from vitrail.data.augment import train_transform
+from vitrail.data.cache import kept
 from vitrail.data.loader import Batch, Loader, WorkerDied, hash_seed
 from vitrail.data.sources import Source
 from vitrail.errors import Interrupted, Lost, UserError
@@ -40,6 +41,7 @@ from vitrail.run import (
     save_weights,
     start,
 )
+from vitrail.training.allocator import keep_freed_memory
 from vitrail.training.damage import Damaged
 from vitrail.training.distributed import (
     greatest,
@@ -125,6 +127,8 @@ class Trainer:
         assert data.std, "the recipe is not resolved"
         self.recipe, self.out, self.source = recipe, out, source
         self.device = best_device()
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.split = "val" if "val" in source.splits else "test"
         if data.batch_size < world():
             raise UserError(
@@ -146,14 +150,21 @@ class Trainer:
             num_classes=len(source.classes),
             rank=rank(),
             world=world(),
+            device=self.device,
         )
         train, held_out = source.splits["train"], source.splits[self.split]
         # a last batch that is not full would weigh its images more; a set smaller than one batch is that batch
         full = len(train) >= data.batch_size
         self.loader = loader(
-            train, transform, shuffle=True, drop_last=full, repeats=data.repeats, balanced=data.balanced
+            kept(train, data.img_size, world()),
+            transform,
+            shuffle=True,
+            drop_last=full,
+            repeats=data.repeats,
+            balanced=data.balanced,
+            ahead=True,
         )
-        self.watched = loader(held_out, preprocessing(data), shuffle=False)
+        self.watched = loader(kept(held_out, data.img_size, world()), preprocessing(data), shuffle=False, ahead=True)
         self.last_split, self.last = self.split, self.watched
         if self.split == "val" and "test" in source.splits:
             self.last_split, self.last = "test", loader(source.splits["test"], preprocessing(data), shuffle=False)

@@ -1,20 +1,22 @@
 """Trained weights: where they are published, how files are read, how they are fitted to a model.
 
 `official.py` the table, `files.py` file -> tensors, `layouts.py` other libraries' names -> ours, `fit.py` tensors ->
-model. Importing this package loads none of torch, safetensors and huggingface_hub.
+model, `unfilled.py` a model whose random weights are not drawn. Importing this package loads none of torch, safetensors
+and huggingface_hub.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vitrail.weights.official import Official, official
+from vitrail.weights.official import Official, imagenet_classes, official
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Official", "load_weights", "official"]
+__all__ = ["Official", "build_with_weights", "imagenet_classes", "load_weights", "official"]
 
 
 def load_weights(model: nn.Module, name: str, pretrained: bool | str | Path) -> None:
@@ -29,3 +31,14 @@ def load_weights(model: nn.Module, name: str, pretrained: bool | str | Path) -> 
         from vitrail.weights.fit import load_weights as load
 
         load(model, name, pretrained)
+
+
+def build_with_weights(build: Callable[[], nn.Module], name: str, pretrained: bool | str | Path) -> nn.Module:
+    """The model that `build` makes, with trained weights as `load_weights` has them.
+
+    The random weights that these would overwrite are not drawn, and no random number is used, but where a head stays
+    fresh: then all is drawn as without trained weights. Raises UserError as `load_weights` does.
+    """
+    from vitrail.weights.fit import build_with_weights as build_them
+
+    return build_them(build, name, pretrained)

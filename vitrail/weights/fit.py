@@ -7,6 +7,7 @@ convolution (adapted), the classes (the head stays fresh). Everything else must 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,25 +19,54 @@ from vitrail.layers.position import resize_position
 from vitrail.weights import files
 from vitrail.weights.layouts import State, to_timm_keys
 from vitrail.weights.official import official, table
+from vitrail.weights.unfilled import unfilled
 
 log = logging.getLogger("vitrail")
 
 
 def load_weights(model: nn.Module, name: str, pretrained: bool | str | Path) -> None:
     """See `vitrail.weights.load_weights`."""
-    if isinstance(pretrained, bool):
-        source = official(name)
-        if source is None:
-            raise UserError(f"{name} has no official weights; give the path of a file{did_you_mean(name, table())}")
-        where, path = source.source, files.fetch(source)
-    else:
-        where, path = str(pretrained), Path(pretrained)
-    state = to_timm_keys(files.read_state_dict(path), model)
+    where, state = trained(name, pretrained)
+    fill(model, *fitted(state, model, name, where), where)
+
+
+def build_with_weights(build: Callable[[], nn.Module], name: str, pretrained: bool | str | Path) -> nn.Module:
+    """See `vitrail.weights.build_with_weights`."""
+    where, state = trained(name, pretrained)
+    with unfilled():
+        model = build()
+    found, notes = fitted(state, model, name, where)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    if any(value.data_ptr() in own for value in found.values()):  # a fresh head: drawn where it always was in turn
+        model = build()
+        found, notes = fitted(state, model, name, where)
+    fill(model, found, notes, where)
+    return model
+
+
+def trained(name: str, pretrained: bool | str | Path) -> tuple[str, State]:
+    """Where the weights come from, in words, and the tensors of their file."""
+    if not isinstance(pretrained, bool):
+        return str(pretrained), files.read_state_dict(pretrained)
+    source = official(name)
+    if source is None:
+        raise UserError(f"{name} has no official weights; give the path of a file{did_you_mean(name, table())}")
+    return source.source, files.read_state_dict(files.fetch(source))
+
+
+def fitted(state: State, model: nn.Module, name: str, where: str) -> tuple[State, list[str]]:
+    """The tensors as the model takes them, and what was changed, a sentence each."""
+    state = to_timm_keys(state, model)
     notes: list[str] = []
     for fit in (fit_axes, fit_positions, fit_offsets, fit_channels, fit_heads):
         state = fit(state, model, notes)
-    model.load_state_dict(checked(state, model, name, where), strict=True)
-    for note in notes:  # said once it is true
+    return checked(state, model, name, where), notes
+
+
+def fill(model: nn.Module, state: State, notes: list[str], where: str) -> None:
+    """Copy the tensors into the model, and say what was changed once it is true."""
+    model.load_state_dict(state, strict=True)
+    for note in notes:
         log.warning("%s: %s", where, note)
 
 

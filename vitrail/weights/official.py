@@ -1,4 +1,5 @@
-"""The table of official weights, `models/weights.toml`: which repository, which licence, which preprocessing."""
+"""The table of official weights, `models/weights.toml`: which repository, which licence, which preprocessing; and the
+classes that most of them tell apart."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 TABLE = Path(__file__).parent.parent / "models" / "weights.toml"
+IMAGENET = Path(__file__).parent / "imagenet.txt"
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,9 @@ def table() -> dict[str, dict[str, Any]]:
     """Every row, by model name: the fields of `Official`."""
     rows = tomllib.loads(TABLE.read_text(encoding="utf-8"))
     return {name: row | {"mean": tuple(row["mean"]), "std": tuple(row["std"])} for name, row in rows.items()}
+
+
+@functools.cache
+def imagenet_classes() -> tuple[str, ...]:
+    """ImageNet's 1000 classes in torchvision's words, which would cost a second to import."""
+    return tuple(IMAGENET.read_text(encoding="utf-8").splitlines())

@@ -45,9 +45,9 @@ def prepared(source: str, folder: Path, *, images: int, test_images: int, side: 
     path = folder / f"{words}-{same}-{min(images, len(whole))}-{seed}.npz"
     if not path.exists():
         train = _drawn(opened, whole, images, seed)
-        left = sorted(set(_drawn(opened, whole, images + WATCHED, seed).indices) - set(train.indices))
+        left = np.setdiff1d(_drawn(opened, whole, images + WATCHED, seed).indices, train.indices)
         test = _drawn(opened, opened.splits.get("test") or opened.splits["val"], test_images, 0)
-        splits = {"train": train, "test": test} | ({"val": Part(whole, left)} if left else {})
+        splits = {"train": train, "test": test} | ({"val": Part(whole, left)} if len(left) else {})
         _write(path, splits, opened.classes, side)
     return path
 

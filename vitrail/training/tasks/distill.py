@@ -148,6 +148,7 @@ class Distilled(Classify):
             shuffle=False,
             workers=data.workers,
             num_classes=self.num_classes,
+            device=self.device,
         )
         known = torch.full((len(split), self.num_classes), torch.nan)
         for batch in batches.epoch(0):
