@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import multiprocessing
 import os
 import statistics
 import tarfile
@@ -99,6 +100,7 @@ def loader_of(data: Path, policy: bool = False, kept_in_memory: bool = False, **
 
 def vitrail(data: Path, policy: bool = False, kept_in_memory: bool = False) -> Callable[[], int]:
     pinned()
+    multiprocessing.set_start_method("fork", force=True)  # as where training starts; this process was spawned
     loader, epochs = loader_of(data, policy, kept_in_memory), iter(range(10**6))
     return counted(lambda: loader.epoch(next(epochs)))
 

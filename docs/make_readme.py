@@ -12,7 +12,7 @@ from vitrail.models import FOLDER, summaries
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-PACKAGES = ["layers", "weights", "models", "data", "training", "interpretability", "recipes", "comparison"]
+PACKAGES = ["layers", "weights", "models", "data", "engines", "training", "interpretability", "recipes", "comparison"]
 
 
 def tree() -> str:
@@ -29,7 +29,7 @@ def tree() -> str:
             continue
         line = " " * 22
         for file in files:
-            if len(line) + len(file) > 118:
+            if len(line) + len(file) > 150:
                 lines.append(line.rstrip())
                 line = " " * 22
             line += file + " "

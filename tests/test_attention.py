@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -53,6 +54,51 @@ def plain(tensors, site, bias, scale):
         return attend(*tensors, site=site, bias=bias, scale=scale)
     finally:
         attention._probes[:] = probes
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_learns_unfused_equals_the_fused_kernel(learned: bool, dtype: torch.dtype, tolerance: float) -> None:
+    torch.manual_seed(0)
+    tensors = [torch.randn(4, 3, 49, 32, dtype=dtype, requires_grad=True) for _ in range(3)]
+    bias = torch.randn(1, 3, 49, 49, requires_grad=learned)
+    leaves = [*tensors, bias] if learned else tensors
+    assert attention._learns_faster_unfused(*tensors[:2], bias) == (learned or dtype == torch.bfloat16)
+    fused = F.scaled_dot_product_attention(*tensors, attn_mask=bias.to(dtype))
+    results = [
+        [out, *torch.autograd.grad(out.float().square().sum(), leaves)]
+        for out in (attend(*tensors, site=nn.Identity(), bias=bias), fused)
+    ]
+    for ours, theirs in zip(*results, strict=True):
+        assert ((ours - theirs).norm() / theirs.norm()).item() < tolerance
+
+
+def test_the_fused_kernel_is_left_only_where_a_cpu_learns() -> None:
+    q = torch.randn(1, 2, 8, 4, dtype=torch.bfloat16, requires_grad=True)
+    many = torch.randn(1, 2, attention.FEW + 1, 4, dtype=torch.bfloat16, requires_grad=True)
+    bias = torch.randn(1, 2, 8, 8, requires_grad=True)
+    assert attention._learns_faster_unfused(q, q, None)
+    assert not attention._learns_faster_unfused(many, many, None)
+    assert not attention._learns_faster_unfused(q.float(), q.float(), None)
+    assert not attention._learns_faster_unfused(*[q.to("meta")] * 2, bias)
+    with torch.no_grad():
+        assert not attention._learns_faster_unfused(q, q, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert attention._learns_faster_unfused(q.float(), q.float(), None)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_bias_of_the_parts_of_a_picture_counts_for_each_picture(watch: bool, learned: bool) -> None:
+    site = nn.Identity().eval()
+    q, k, v = qkv(5, 5, lead=(6, 3))
+    bias = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=learned)
+    with record(nn.ModuleList([site]) if watch else nn.Identity()) as maps:
+        out = attend(q, k, v, site=site, bias=bias) if watch else plain((q, k, v), site, bias, None)
+    expected = attention_weights(q, k, bias=bias.repeat(3, 1, 1, 1))
+    torch.testing.assert_close(out, expected @ v)
+    if watch:
+        torch.testing.assert_close(maps["0"], expected)
 
 
 def test_a_probe_can_change_the_outcome() -> None:

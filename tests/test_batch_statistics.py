@@ -17,6 +17,7 @@ from torchvision.transforms import v2
 from vitrail.data.augment import train_transform
 from vitrail.data.folders import FileSplit
 from vitrail.data.loader import Loader
+from vitrail.data.read import open_picture
 from vitrail.recipe import Augment
 
 SIDE, COPIES = 64, 6
@@ -88,10 +89,8 @@ def test_colours_are_torchvisions(photographs: list[Path], policy: bool) -> None
 
 
 def test_a_crop_of_a_scaled_jpeg_is_torchvisions_crop(photographs: list[Path]) -> None:
-    """The same crop, image by image: within 4 grey levels on average and 10 at most (its borders are rounded to pixels of
-    the scale, half a pixel of the result at most), as sharp to 6 %, and nearer than when moved by a pixel."""
-    from vitrail.data.read import open_picture
-
+    """The same crop, image by image: within 4 grey levels on average and 10 at most (its borders are rounded to pixels
+    of the scale, half a pixel of the result at most), as sharp to 6 %, and nearer than when moved by a pixel."""
     found, expected = [], []
     transform = train_transform(
         Augment(crop_scale=(0.08, 1.0), flip=0.0), img_size=SIDE, mean=MEAN, std=STD, interpolation="bicubic"

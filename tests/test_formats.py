@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from vitrail import formats
+from vitrail.engines import engine
 from vitrail.errors import UserError
 from vitrail.formats import export
 from vitrail.models import create_model
@@ -85,10 +86,34 @@ def test_onnx_takes_any_batch(vit, tmp_path):
     assert os.listdir(tmp_path) == ["model.onnx"]
 
 
-@pytest.mark.parametrize("ending", ["safetensors", "pt2", "onnx"])
+def test_openvino_takes_any_batch(vit, tmp_path):
+    openvino = pytest.importorskip("openvino")
+    path = export(vit, tmp_path / "model.xml")
+    graph = openvino.Core().read_model(path)
+    assert about({key: graph.get_rt_info(["vitrail", key]).astype(str) for key in PREPARED}) == PREPARED
+    images = torch.randn(5, 3, 32, 32)
+    logits = openvino.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(images.numpy())[0]
+    torch.testing.assert_close(torch.from_numpy(logits), vit.model(images), rtol=1e-4, atol=1e-5)
+    assert sorted(os.listdir(tmp_path)) == ["model.bin", "model.xml"]
+
+
+def test_openvino_in_int8_is_scaled_by_images(vit, tmp_path, caplog):
+    pytest.importorskip("nncf")
+    torch.nn.init.constant_(vit.model.head.bias[:1], 5.0)  # an untrained model's classes are near ties
+    photographs = [tmp_path / f"{number}.png" for number in range(2)]
+    for file in photographs:
+        Image.effect_noise((32, 32), 100).convert("RGB").save(file)
+    export(vit, tmp_path / "model.xml", int8=photographs)
+    assert "images keep their class" in caplog.text
+    assert 'element_type="i8"' in (tmp_path / "model.xml").read_text()
+    with pytest.raises(UserError, match="cannot be in int8"):
+        export(vit, tmp_path / "model.onnx", int8=photographs)
+
+
+@pytest.mark.parametrize("ending", ["safetensors", "pt2", "onnx", "xml"])
 def test_a_plain_convolutional_model_is_exported(plain, tmp_path, ending, caplog):
-    if ending == "onnx":
-        pytest.importorskip("onnxruntime")
+    if ending in ("onnx", "xml"):
+        pytest.importorskip({"onnx": "onnxruntime", "xml": "openvino"}[ending])
     before = {key: value.clone() for key, value in plain.model.state_dict().items()}
     export(plain, tmp_path / f"model.{ending}")
     assert "its logits differ by" in caplog.text
@@ -144,17 +169,13 @@ def test_a_folder_in_the_place_of_the_file_is_refused(plain, tmp_path):
     assert os.listdir(tmp_path) == ["model.safetensors"]
 
 
-def test_without_onnx_the_command_is_told(plain, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *rest):
-        if name == "onnxscript":
-            raise ImportError("gone", name=name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"pip install 'vitrail\[export\]'"):
-        export(plain, tmp_path / "model.onnx")
+@pytest.mark.parametrize(("ending", "package"), [("onnx", "onnxscript"), ("xml", "openvino")])
+def test_without_the_package_the_command_is_told(plain, tmp_path, monkeypatch, ending, package):
+    real = engine.version
+    monkeypatch.setattr(engine, "version", lambda name: None if name == package else real(name))
+    extra = "fast" if ending == "xml" else "export"
+    with pytest.raises(UserError, match=rf"needs the package {package}: pip install 'vitrail\[{extra}\]'"):
+        export(plain, tmp_path / f"model.{ending}")
     assert not os.listdir(tmp_path)
 
 

@@ -36,6 +36,7 @@ FLOORS = [  # from the ground up; what stands on one line does not know its neig
     {"models"},
     {"recipe", "checkpoint"},
     {"run"},
+    {"engines"},
     {"training", "interpretability", "formats", "recipes"},
     {"comparison"},
     {"verbs"},
@@ -45,8 +46,8 @@ FLOORS = [  # from the ground up; what stands on one line does not know its neig
 ]
 
 NAMES = """
-Recipe compare create_model describe doctor evaluate explain export inspect list_models load predict read_image record
-robustness train
+Recipe compare create_model describe doctor evaluate explain export inspect list_models load optimize predict
+read_image record robustness train
 """
 
 

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from PIL import Image
 
 from vitrail.data.arrays import ArraySplit
 from vitrail.data.augment import eval_transform, train_transform
+from vitrail.data.folders import FileSplit
 from vitrail.data.loader import Batch, Loader, WorkerDied, hash_seed
 from vitrail.data.mix import mix
 from vitrail.data.sources import Split, open_source
@@ -110,6 +112,69 @@ def test_every_image_once(count: int, batch_size: int, epoch: int, shuffle: bool
     assert len(seen) == len(set(seen)) == expected
     if not shuffle:
         assert seen == list(range(expected))
+
+
+def test_a_batch_is_what_the_transform_makes_of_each_image(tmp_path: Path) -> None:
+    """Drawn as uint8 in a worker and finished as a batch, or at once: the same bits, erased noise included."""
+    for k in range(12):
+        pixels = np.random.default_rng(k).integers(0, 256, (40 + k, 60 - k, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.jpg" if k % 3 else tmp_path / f"{k}.png")
+    split = FileSplit(tmp_path, sorted(path.name for path in tmp_path.iterdir()), [0] * 12)
+    for changes in ({}, {"crop": "padded", "crop_padding": 2, "rotate": 10}, {"erasing_fill": "mean", "flip": 0.0}):
+        augment = replace(Augment(rand_augment=1, color_jitter=0.2, erasing=0.6), **changes)
+        transform = train_transform(augment, img_size=32, mean=[0.4, 0.5, 0.6], std=[0.2] * 3, interpolation="bicubic")
+        expected = {}
+        for i in range(12):
+            torch.manual_seed(hash_seed(7, 2, i) & 0xFFFFFFFF)
+            expected[i] = transform(split.read(i))
+        for workers in (0, 2):
+            for batch in loader(split, transform=transform, workers=workers, num_classes=1).epoch(2):
+                assert batch.images.dtype == torch.float32
+                assert batch.images.is_contiguous()
+                for i, image in zip(batch.index.tolist(), batch.images, strict=True):
+                    assert torch.equal(image, expected[i])
+
+
+# Going on to the next epoch
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_ahead_changes_nothing(workers: int) -> None:
+    split = split_of(23)
+    plain, ahead = loader(split), loader(split, workers=workers, ahead=True)
+    for epoch, start in [(0, 0), (1, 0), (2, 0), (4, 0), (5, 2), (6, 0), (3, 4), (3, 5), (4, 0)]:
+        assert same(list(plain.epoch(epoch, start)), list(ahead.epoch(epoch, start)))
+    next(iter(ahead.epoch(5)))  # abandoned
+    assert same(list(plain.epoch(6)), list(ahead.epoch(6)))
+    scored = loader(split, shuffle=False, workers=workers, ahead=True)
+    for _ in range(3):
+        assert same(list(loader(split, shuffle=False).epoch(0)), list(scored.epoch(0)))
+
+
+def drowsy(image: torch.Tensor) -> torch.Tensor:
+    """0.5 s a batch of 5."""
+    time.sleep(0.1)
+    return image.float()
+
+
+def test_the_next_epoch_is_read_while_this_one_is_used() -> None:
+    each = loader(split_of(10), transform=drowsy, workers=1, ahead=True)
+    list(each.epoch(0))
+    time.sleep(0.9)
+    began = time.monotonic()
+    next(batches := each.epoch(1))
+    assert time.monotonic() - began < 0.35, "a batch takes 0.5 s"
+    batches.close()
+
+
+def test_a_worker_that_died_between_epochs_is_named() -> None:
+    others = set(multiprocessing.active_children())
+    each = loader(split_of(20), workers=1, ahead=True)
+    list(each.epoch(0))
+    (worker,) = set(multiprocessing.active_children()) - others
+    killed(worker)
+    with pytest.raises(WorkerDied, match="was killed by SIGKILL"):
+        list(each.epoch(1))
 
 
 def pictures(root: Path, damaged: set[int]) -> Path:

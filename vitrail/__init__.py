@@ -20,6 +20,7 @@ _HOME = {
     "Recipe": "recipe",
     "train": "verbs",
     "evaluate": "training.evaluate",
+    "optimize": "engines",
     "predict": "training.predict",
     "explain": "interpretability.explain",
     "inspect": "comparison.inspection",

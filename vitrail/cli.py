@@ -21,6 +21,7 @@ VERBS = {
     "inspect": "RUN [RUN2] [DATA] a page of what a model has learned: heads, layers, positions, landscape",
     "compare": "DATA              train several models alike on one's own images; one page with intervals",
     "robustness": "RUN [DATA]        corrupted, hidden, shuffled, attacked and resized images",
+    "bench": "RUN ...           images a second, latency, memory, share of what this machine can do",
     "export": "RUN OUT           .safetensors, .onnx or .pt2, reloaded and compared",
     "models": "[PATTERN]         every architecture, with its printed figures",
     "show": "NAME              one architecture: paper, settings, where its weights live",

@@ -1,4 +1,4 @@
-"""Run -> one file for elsewhere: safetensors (weights), ONNX, torch.export (.pt2). Reloaded and compared, then kept.
+"""Run -> a file for elsewhere: safetensors, ONNX, torch.export (.pt2), OpenVINO (.xml). Reloaded, compared, then kept.
 
 The exported graph takes normalised images (B, C, S, S), any B, and gives logits (B, K). Class names and what is needed
 to prepare an image travel inside every format, as text: `describe_inputs` says which keys.
@@ -12,48 +12,64 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from vitrail.engines import graph, onnxruntime, openvino
+from vitrail.engines.engine import Engine, Forward
+from vitrail.engines.examples import examples_of_files
 from vitrail.errors import UserError, did_you_mean
-from vitrail.layers.attention import probing
 from vitrail.run import Run, load
 
 TOLERANCE = 1e-4
+AGREEMENT = 0.99
+SIDECARS = {".xml": (".bin",)}
 ONNX_LIMIT = 2_000_000_000  # bytes: protobuf ends at 2 GiB
 
-Forward = Callable[[Tensor], Tensor]
 
-
-def export(run: Run | str | Path, out: str | Path, *, pretrained: bool = False) -> Path:
-    """Write the model of `run` (a Run, a run folder or a model's name) to `out`: .safetensors, .onnx or .pt2.
+def export(
+    run: Run | str | Path,
+    out: str | Path,
+    *,
+    pretrained: bool = False,
+    int8: Iterable[str | Path] | None = None,
+) -> Path:
+    """Write the model of `run` (a Run, a run folder or a model's name) to `out`: .safetensors, .onnx, .pt2 or .xml.
 
     A name alone means random weights unless `pretrained`. The file is written beside `out`, loaded again and compared
-    with the model on a batch of 2 and a batch of 1; only then it takes its name. Raises UserError for another ending,
-    a folder that cannot be written, a missing package, and when the file does not give the model's logits within a
-    relative error of 1e-4 (it is then removed).
+    with the model on a batch of 2 and a batch of 1; only then it takes its name (an .xml, OpenVINO's, with its weights
+    in the .bin beside it). `int8` names image files, a hundred or so, by which an .xml is scaled to int8. Raises
+    UserError for another ending, a folder that cannot be written, a missing package, and when the file does not give
+    the model's logits within a relative error of 1e-4, in int8 the classes of 99 % of the images (it is then removed).
     """
     out = Path(out)
     if out.suffix not in FORMATS:
         known = ", ".join(FORMATS)
         hint = did_you_mean(out.suffix, FORMATS)
         raise UserError(f"cannot tell the format of '{out.name}': end the name in one of {known}{hint}")
+    if int8 is not None and out.suffix != ".xml":
+        raise UserError(
+            f"'{out.name}' cannot be in int8; end the name in .xml, which is OpenVINO's, or leave int8 away"
+        )
     run = load(run, pretrained=pretrained)
     model = copy.deepcopy(run.model).cpu().eval()
     images = torch.randn(2, *_input_shape(run), generator=torch.Generator().manual_seed(0))
     write, read = FORMATS[out.suffix]
+    if int8 is not None:
+        images = examples_of_files(run, int8)
+        write = partial(_write_openvino, int8=True)
     with _beside(out) as temporary:
         write(model, images, describe_inputs(run), temporary)
-        error = _relative_error(model, read(model, temporary), images)
-        if not error < TOLERANCE:
-            raise UserError(
-                f"{out} was not kept: loaded again, its logits differ from the model's by {error:.1e} "
-                f"(relative), and {TOLERANCE:.0e} is allowed; try another format"
-            )
-    logging.getLogger("vitrail").warning("%s: loaded again, its logits differ by %.1e (relative)", out, error)
+        reloaded = read(model, temporary)
+        found = _kept_classes(model, reloaded, images) if int8 is not None else _same_logits(model, reloaded, images)
+        if found.wrong:
+            raise UserError(f"{out} was not kept: {found.wrong}")
+    logging.getLogger("vitrail").warning("%s: loaded again, %s", out, found.said)
     return out
 
 
@@ -94,25 +110,48 @@ def _beside(out: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(out)
+        for suffix in sorted({out.suffix, *SIDECARS.get(out.suffix, ())}):  # the file itself last, if it has a sidecar
+            temporary.with_suffix(suffix).chmod(0o644)
+            temporary.with_suffix(suffix).replace(out.with_suffix(suffix))
     except OSError as error:
         raise UserError(f"cannot write '{out}' ({error.strerror or error})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        for suffix in {out.suffix, *SIDECARS.get(out.suffix, ())}:
+            temporary.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _relative_error(model: nn.Module, reloaded: Forward, images: Tensor) -> float:
-    """Largest difference of logits over the largest logit, in batches of 2 and of 1."""
+class _Found(NamedTuple):
+    """What a comparison found, in words: for a file that is kept, and why it is not."""
+
+    said: str
+    wrong: str
+
+
+def _same_logits(model: nn.Module, reloaded: Forward, images: Tensor) -> _Found:
+    """By the largest difference of logits over the largest logit, in batches of 2 and of 1."""
     worst = 0.0
     with torch.no_grad():
-        for batch in (images, images[:1]):
+        for batch in (images[:2], images[:1]):
             expected, given = model(batch), reloaded(batch)
             if given.shape != expected.shape:
-                return float("inf")
+                worst = float("inf")
+                break
             error = (given - expected).abs().max() / expected.abs().max().clamp_min(1e-12)
             worst = max(worst, float(error.nan_to_num(float("inf"))))
-    return worst
+    wrong = (
+        f"loaded again, its logits differ from the model's by {worst:.1e} (relative), and {TOLERANCE:.0e} is allowed; "
+        "try another format"
+    )
+    return _Found(f"its logits differ by {worst:.1e} (relative)", "" if worst < TOLERANCE else wrong)
+
+
+def _kept_classes(model: nn.Module, reloaded: Forward, images: Tensor) -> _Found:
+    """By the share of the images whose likeliest class is the model's."""
+    with torch.no_grad():
+        same = [bool((model(image).argmax() == reloaded(image).argmax()).item()) for image in images.split(1)]
+    share = sum(same) / len(same)
+    wrong = f"{share:.1%} of {len(same)} images keep their class, and {AGREEMENT:.0%} must; leave int8 away"
+    return _Found(f"{share:.1%} of {len(same)} images keep their class", "" if share >= AGREEMENT else wrong)
 
 
 def _write_safetensors(model: nn.Module, _images: Tensor, about: dict[str, str], path: Path) -> None:
@@ -133,14 +172,8 @@ def _read_safetensors(model: nn.Module, path: Path) -> Forward:
     return fresh
 
 
-def _graph(model: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    # strict: the lenient tracer takes len(x) for a constant, and the batch would be fixed
-    batch = torch.export.Dim("batch")
-    return torch.export.export(model, (images,), dynamic_shapes=({0: batch},), strict=True)
-
-
 def _write_pt2(model: nn.Module, images: Tensor, about: dict[str, str], path: Path) -> None:
-    torch.export.save(_graph(model, images), path, extra_files={"vitrail.json": json.dumps(about)})
+    torch.export.save(graph.exported(model, images), path, extra_files={"vitrail.json": json.dumps(about)})
 
 
 def _read_pt2(_model: nn.Module, path: Path) -> Forward:
@@ -148,46 +181,37 @@ def _read_pt2(_model: nn.Module, path: Path) -> Forward:
 
 
 def _write_onnx(model: nn.Module, images: Tensor, about: dict[str, str], path: Path) -> None:
-    _require_onnx()
+    _require(onnxruntime.ENGINE, "export")
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > ONNX_LIMIT:
         raise UserError(f"{size / 1e9:.1f} GB do not fit into one ONNX file (2 GB); export to .pt2 or .safetensors")
-    with probing(_unchanged):  # somebody watches, so attention is spelt out: ONNX has no fused one for every bias
-        program = torch.onnx.export(
-            _graph(model, images),
-            dynamo=True,
-            verbose=False,
-            dynamic_shapes=({0: "batch"},),
-            input_names=["images"],
-            output_names=["logits"],
-        )
-    assert program is not None  # always, with dynamo=True
+    program = graph.onnx(model, images)
     program.model.metadata_props.update(about)
     program.save(path, external_data=False)
 
 
-def _unchanged(_site: nn.Module, weights: Tensor) -> Tensor:
-    return weights
-
-
 def _read_onnx(_model: nn.Module, path: Path) -> Forward:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+    return onnxruntime.runner(path)
 
 
-def _require_onnx() -> None:
-    try:
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"ONNX needs the package {error.name}: pip install 'vitrail[export]'") from None
+def _write_openvino(model: nn.Module, images: Tensor, about: dict[str, str], path: Path, *, int8: bool = False) -> None:
+    _require(openvino.INT8 if int8 else openvino.ENGINE, "fast")
+    openvino.write(model, images, about, path, int8=int8)
+
+
+def _read_openvino(_model: nn.Module, path: Path) -> Forward:
+    return openvino.read(path)
+
+
+def _require(engine: Engine, extra: str) -> None:
+    """Raises UserError where a package of the engine is missing."""
+    if missing := engine.missing():
+        raise UserError(f"{engine.name} needs the package {', '.join(missing)}: pip install 'vitrail[{extra}]'")
 
 
 FORMATS = {
     ".safetensors": (_write_safetensors, _read_safetensors),
     ".onnx": (_write_onnx, _read_onnx),
     ".pt2": (_write_pt2, _read_pt2),
+    ".xml": (_write_openvino, _read_openvino),
 }

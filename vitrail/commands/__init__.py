@@ -7,6 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from vitrail.commands import (
+    benching,
     catalogue,
     comparing,
     images,
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "inspect": inspecting.inspect,
     "compare": comparing.compare,
     "robustness": robustness.robustness,
+    "bench": benching.bench,
     "export": using.export,
     "models": catalogue.list_models,
     "show": catalogue.show,

@@ -22,6 +22,11 @@ from vitrail.commands.say import (
 )
 from vitrail.errors import UserError
 
+Optimize = Annotated[
+    Literal["fp32", "bf16", "int8"] | None,
+    arg(help="Compute with the fastest engine of this machine, no coarser than this; worth it for many images."),
+]
+
 
 def evaluate(
     run: RunName,
@@ -30,6 +35,7 @@ def evaluate(
     *,
     split: Literal["train", "val", "test"] | None = None,
     pretrained: Pretrained = False,
+    optimize: Optimize = None,
     as_json: Json = False,
 ) -> None:
     """Score a run on the images held out of its own data, or on DATA.
@@ -40,7 +46,7 @@ def evaluate(
     """
     from vitrail.training.evaluate import evaluate
 
-    result = evaluate(run, data, split=split, pretrained=pretrained)
+    result = evaluate(run, data, split=split, pretrained=pretrained, optimize=optimize)
     if as_json:
         print_json(result)
         return
@@ -84,6 +90,7 @@ def predict(
     *,
     top: int = 3,
     pretrained: Pretrained = False,
+    optimize: Optimize = None,
     as_json: Json = False,
 ) -> None:
     """Classes and probabilities of image files.
@@ -98,7 +105,7 @@ def predict(
     if top < 1:
         raise UserError(f"--top is {top}; it must be at least 1")
     opened = load(run, pretrained=pretrained)
-    answers = predict(opened, named(images), top=top)
+    answers = predict(opened, named(images), top=top, optimize=optimize)
     errors = [answer["error"] for answer in answers if "error" in answer]
     if as_json:
         print_json({"run": run, "weights": opened.weights, "predictions": answers})
@@ -175,14 +182,20 @@ def _row_and_column(query: str | None) -> tuple[int, int] | None:
 
 
 def export(
-    run: RunName, out: Annotated[Positional[Path], arg(metavar="OUT")], /, *, pretrained: Pretrained = False
+    run: RunName,
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    /,
+    *,
+    int8: Annotated[tuple[str, ...], arg(metavar="IMAGE...")] = (),
+    pretrained: Pretrained = False,
 ) -> None:
     """Write a model to a file that other programs read; it is reloaded and compared before it is kept.
 
     Args:
-        out: A file ending in .safetensors, .onnx or .pt2.
+        out: A file ending in .safetensors, .onnx, .pt2 or .xml (OpenVINO).
+        int8: Images, a hundred or so, by which an .xml is scaled to int8. Without: float32.
     """
     from vitrail.formats import export
     from vitrail.run import load
 
-    print(export(load(run, pretrained=pretrained), out))
+    print(export(load(run, pretrained=pretrained), out, int8=named(int8) if int8 else None))

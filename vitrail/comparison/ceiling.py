@@ -92,8 +92,9 @@ def _emptied(value: Any) -> Any:
 def _filled(value: Any) -> Any:
     if not isinstance(value, _Hole):
         return value
-    tensor = torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
-    return tensor.normal_() if value.dtype.is_floating_point else tensor.zero_()
+    once = [side if step else 1 for side, step in zip(value.shape, value.stride, strict=True)]  # stride 0: expanded
+    tensor = torch.empty_strided(once, value.stride, dtype=value.dtype, device=value.device)
+    return (tensor.normal_() if value.dtype.is_floating_point else tensor.zero_()).expand(value.shape)
 
 
 def _alone(func: Any, args: Any, keywords: Any) -> float:

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vitrail import engines
 from vitrail.data.loader import Loader
 from vitrail.data.sources import Source
+from vitrail.engines.examples import examples_of_source
 from vitrail.errors import UserError, did_you_mean
 from vitrail.run import Run, best_device, load, open_data, preprocessing
 from vitrail.training.distributed import gathered, rank, world
@@ -57,6 +59,7 @@ def evaluate(
     batch_size: int | None = None,
     workers: int | None = None,
     pretrained: bool = False,
+    optimize: engines.Precision | None = None,
 ) -> dict[str, Any]:
     """Score a run (or a model's name) on the images held out of its own data, or on another source `data`.
 
@@ -68,7 +71,9 @@ def evaluate(
     several              map, macro_f1, micro_f1, classes, per_class (average_precision too), mistakes (by loss)
     masked patches       patch_accuracy or patch_r2, baseline, patches, target
 
-    Shares are fractions of n. Raises UserError where the source's classes are not the model's.
+    Shares are fractions of n. `optimize` lets the fastest engine of this machine compute, no coarser than that
+    precision (it is chosen by images of the training split), and adds engine, a sentence. Raises UserError where the
+    source's classes are not the model's.
     """
     run = load(run, pretrained=pretrained)
     recipe = run.recipe
@@ -80,10 +85,14 @@ def evaluate(
     split = split or ("test" if "test" in source.splits else "val")
     if split not in source.splits:
         raise UserError(f"{source.name} has no split '{split}'; it has {', '.join(source.splits)}")
+    batch_size = batch_size or recipe.data.batch_size
+    engine: dict[str, str] = {}
+    if optimize:
+        run, engine = optimized(run, examples_of_source(run, source, split), optimize, batch_size)
     loader = Loader(
         source.splits[split],
         preprocessing(recipe.data),
-        batch_size=batch_size or recipe.data.batch_size,
+        batch_size=batch_size,
         seed=0,
         shuffle=False,
         workers=recipe.data.workers if workers is None else workers,
@@ -93,7 +102,15 @@ def evaluate(
         device=best_device(),
     )
     head = {"run": str(run.folder or recipe.model), "weights": run.weights, "data": source.name, "split": split}
-    return head | numbers(run, source, loader, split)
+    return head | engine | numbers(run, source, loader, split)
+
+
+def optimized(run: Run, examples: Tensor, precision: engines.Precision, batch_size: int) -> tuple[Run, dict[str, str]]:
+    """The run with its model as the fastest engine runs it, and why. Raises UserError where it has no classes."""
+    if run.recipe.task == "masked_patches":
+        raise UserError(f"{run.folder} has learned to predict masked patches; only models of classes can be optimized")
+    model = engines.optimize(run.model.to(best_device()), examples, precision, batch_size=batch_size)
+    return run._replace(model=model), {"engine": model.why}
 
 
 def numbers(run: Run, source: Source, loader: Loader, split: str) -> dict[str, Any]:
