@@ -1,4 +1,4 @@
-.PHONY: setup check static test slow row table smoke
+.PHONY: setup check static test slow row bench table smoke
 
 setup:            ## everything a contributor needs, into the active environment
 	pip install -e ".[test]"
@@ -21,6 +21,15 @@ slow:             ## what takes minutes or gigabytes
 
 row:              ## one architecture: make row MODEL=deit
 	pytest -n 0 tests/test_models.py tests/test_cnn.py -k "$(MODEL)"
+
+bench:            ## the CPU part of docs/performance.md again, beside the peers: on a machine that does nothing else
+	python benchmarks/start.py --keep
+	python benchmarks/training.py --quick --keep
+	python benchmarks/data.py
+	python benchmarks/index.py --keep
+	python benchmarks/growth.py --quick
+	python benchmarks/recording.py
+	python docs/make_performance.py
 
 table:            ## README's file tree and table, docs/architectures.md, from the sources
 	python docs/make_readme.py

@@ -33,12 +33,12 @@ def section(name: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The page with every table in its place. A name without a result, or a result without a place, is an error."""
+    """The page with every table that was measured in its place. A result without a place is an error."""
     places = re.findall(r"<!-- (\w+) -->", text)
     results = sorted(path.stem for path in RESULTS.glob("*.json"))
-    if sorted(places) != results:
-        raise SystemExit(f"{PAGE.name} has places for {', '.join(sorted(places))}; results are {', '.join(results)}")
-    for name in places:
+    if missing := set(results) - set(places):
+        raise SystemExit(f"{PAGE.name} has no place for {', '.join(sorted(missing))}")
+    for name in results:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         text = re.sub(f"{begin}.*?{end}", lambda _, n=name, b=begin, e=end: f"{b}\n{section(n)}\n{e}", text, flags=re.S)
     return text

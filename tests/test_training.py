@@ -165,6 +165,7 @@ EFFECTS: dict[str, list[tuple[str, Any]]] = {
         ("head_bias", 0.0),
         ("label_smoothing", 0.4),
         ("drop_path", 0.5),
+        ("patch_drop", 0.5),
         ("dropout", 0.2),
         ("ema", None),
         ("ema", 0.1),
