@@ -34,6 +34,8 @@ def runner(file: Path) -> Forward:
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    # threads that wait by spinning take the processor from whatever else runs here, the model it is compared with too
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.contiguous().numpy()})[0])
 
