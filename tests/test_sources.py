@@ -171,7 +171,11 @@ def test_a_class_that_is_a_link_and_a_split_that_shares_it(tmp_path: Path) -> No
 
 def test_odd_names(shared_data: Path, tmp_path: Path) -> None:
     with tarfile.open(shared_data / "hostile" / "odd_names.tar") as tar:
-        tar.extractall(tmp_path / "set" / "odd", filter="data")
+        for member in tar:  # extractall's filter came with Python 3.11.4
+            if file := tar.extractfile(member):
+                target = tmp_path / "set" / "odd" / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read())
     folder(tmp_path / "set", {"plain": 3})
     source = open_source(tmp_path / "set")
     odd = [name for split in source.splits for name in names(source, split) if name.startswith("odd/")]
