@@ -33,9 +33,9 @@ RUN = "import vitrail; vitrail.load('FOLDER')"
 THEIRS = f"import timm; timm.create_model('{NAME}', checkpoint_path='FOLDER/model.safetensors').eval()"
 PREDICT = """
 import sys
-from vitrail.cli import main
+from vitrail.cli import command
 sys.argv = ["vitrail", "predict", "FOLDER", "FOLDER/photo.jpg"]
-main()
+command()
 """
 THEIR_PREDICT = f"""
 import timm, torch

@@ -54,6 +54,15 @@ def test_help_names_every_verb_and_every_verb_has_help() -> None:
         assert vitrail(verb, "--help").out.startswith(f"usage: vitrail {verb} ")
 
 
+def test_a_process_that_ends_quickly_says_all_and_gives_its_code() -> None:
+    done = subprocess.run([*CHILD, "models"], capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) > len(models.list_models()), "a pipe gets every line"
+    assert subprocess.run([*CHILD, "nonsense"], capture_output=True, check=False).returncode == 2
+    broken = "from vitrail import cli; cli.main = lambda: 1 / 0; cli.command()"
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ZeroDivisionError: division by zero")
+
+
 def test_train_help_lists_the_recipe() -> None:
     said = vitrail("train", "--help")
     for flag in ("--model", "--recipe", "--out", "--seed", "--schedule.epochs", "--smoke", "--resume", "--json"):

@@ -151,6 +151,25 @@ def test_reading_ahead_changes_nothing(workers: int) -> None:
         assert same(list(loader(split, shuffle=False).epoch(0)), list(scored.epoch(0)))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_beginning_early_changes_nothing(workers: int) -> None:
+    split = split_of(23)
+    plain, early = loader(split), loader(split, workers=workers, ahead=True)
+    for begun, asked in [((0, 0), (0, 0)), ((1, 2), (1, 2)), ((2, 0), (3, 1))]:
+        early.begin(*begun)
+        assert same(list(plain.epoch(*asked)), list(early.epoch(*asked)))
+
+
+def niceness(image: torch.Tensor) -> torch.Tensor:
+    """How far the process that loads stands back."""
+    return torch.full_like(image, os.nice(0), dtype=torch.float32)
+
+
+def test_processes_that_load_stand_back_for_those_that_compute() -> None:
+    found = {float(batch.images.max()) for batch in loader(split_of(20), transform=niceness, workers=2).epoch(0)}
+    assert found == {min(os.nice(0) + 15, 19)}
+
+
 def drowsy(image: torch.Tensor) -> torch.Tensor:
     """0.5 s a batch of 5."""
     time.sleep(0.1)

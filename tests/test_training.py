@@ -231,6 +231,15 @@ def test_training_learns(tmp_path: Path) -> None:
     assert read(loop.fit(recipe, tmp_path / "run"), "final.json")["top1"] > 0.3, "chance is 0.1"
 
 
+def test_an_epoch_is_scored_in_the_precision_of_training_and_the_run_in_full(tmp_path: Path) -> None:
+    folder = loop.fit(tiny(precision="bf16"), tmp_path / "run")
+    last, final = json.loads((folder / "log.jsonl").read_text().splitlines()[-1]), read(folder, "final.json")
+    assert last["split"] == final["split"]
+    assert last["val_loss"] != final["loss"]
+    assert last["val_loss"] == pytest.approx(final["loss"], rel=0.02)
+    assert final["loss"] == evaluate(folder)["loss"]
+
+
 def test_the_moving_average_is_what_is_scored_and_saved(plain: Path) -> None:
     state = checkpoint.load(plain / "checkpoints")
     assert state is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
@@ -32,6 +33,17 @@ VERBS = {
     "study": "[NAME]            re-run a published claim; a verdict with intervals (--list: all claims)",
     "copy": "FAMILY FILE       an architecture's file, to change it and train it",
 }
+
+
+def command() -> None:
+    """The process `vitrail`: `main`, and then a quick end, without the second that Python takes to free torch."""
+    code = [1]  # of an error that nobody caught
+    atexit.register(lambda: os._exit(code[0]))  # registered first, so called last, after what libraries have to do
+    try:
+        main()
+    except SystemExit as end:
+        code[0] = int(end.code or 0)
+        raise
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def flops(model: nn.Module, img_size: int, in_chans: int = 3) -> int:
     return counter.get_total_flops() // 2
 
 
-def images_per_second(model: nn.Module, images_shape: Sequence[int], *, seconds: float = 1.0) -> float:
+def images_per_second(model: nn.Module, images_shape: Sequence[int], *, seconds: float = 0.5) -> float:
     """Inference speed on batches of `images_shape` (B, C, H, W), where and in the precision that the model is.
 
     Measured for at least `seconds` after two passes of warm-up, in eval mode; the model is left as it was.

@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -206,12 +207,13 @@ def _right(story: Story) -> str:
     labels = story.source.splits[story.final["split"]].labels
     step = max(1, len(labels) // (2 * RIGHT_SHOWN))
     tried = [(i, story.source.classes[int(labels[i])]) for i in range(0, len(labels), step)]  # type: ignore[arg-type]
-    found = [
+    right = (
         (one, f'<span class="right">{escape(one.predicted)} {one.probability:.1%}</span>')
         for one, true in _looked(story, tried)
         if one.predicted == true
-    ]
-    return section("Some it gets right", _gallery(found[:RIGHT_SHOWN])) if found else ""
+    )
+    found = list(islice(right, RIGHT_SHOWN))
+    return section("Some it gets right", _gallery(found)) if found else ""
 
 
 def _cost(story: Story) -> str:

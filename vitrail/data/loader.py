@@ -19,6 +19,7 @@ the runs that only have to wait.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -131,7 +132,7 @@ class Loader:
             batch_sampler=_Onward(self._plan, self._next) if ahead else self._plan,
             collate_fn=_as_it_is,
             num_workers=workers,
-            worker_init_fn=start_worker,
+            worker_init_fn=_start_behind if torch.device(device).type == "cpu" else start_worker,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # else every epoch would draw from the global random numbers
@@ -165,6 +166,13 @@ class Loader:
             yield self._finished(drawn)
         if self._ahead and batches is not None:
             self._waiting = _Stands(epoch + self._next, 0, batches)
+
+    def begin(self, epoch: int, start: int = 0) -> None:
+        """Start the processes and read already; `epoch` with the same numbers goes on from there.
+
+        Early is better: what this process has in memory when it forks is copied when it is next written to.
+        """
+        self._waiting = _Stands(epoch, start, self._begin(epoch, start))
 
     def _finished(self, drawn: _Drawn) -> Batch:
         images = drawn.pixels.to(self._device, non_blocking=True)
@@ -272,6 +280,13 @@ def start_worker(number: int) -> None:  # noqa: ARG001  (the DataLoader passes i
     """Leaves Ctrl-C to the main process; SIGTERM ends a worker, whatever the main process does on it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _start_behind(number: int) -> None:
+    """As `start_worker`, for a process that is beside a model's threads on the same processors: these wait for each
+    other many times in a step, so that a worker in the place of one would hold up all; it has what they leave."""
+    start_worker(number)
+    os.nice(15)
 
 
 def _as_it_is(batch: Any) -> Any:

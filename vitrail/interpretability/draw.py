@@ -103,7 +103,7 @@ def thumbnail(picture: Pixels, most: int = 208) -> bytes:
     image = Image.fromarray(picture)
     image.thumbnail((most, most), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    image.save(file, "PNG", optimize=True)
+    image.save(file, "PNG")  # optimize=True takes twice as long, for a fiftieth of the bytes
     return file.getvalue()
 
 

@@ -115,7 +115,7 @@ class Learner:
             n = len(chunk[0])
             unseen = contextlib.nullcontext() if n else frozen_statistics(self.module)
             with self._together(k == len(chunks) - 1), unseen:
-                with torch.autocast(self.device.type, self._half(), enabled=self.recipe.precision != "fp32"):
+                with self.autocast():
                     loss = self.task.loss(self.replica, *(chunk if n else chunks[0])) * (n * each)
                 # DDP and FSDP take the mean over processes; the sum is wanted
                 self.scaler.scale(loss * world()).backward()
@@ -136,8 +136,10 @@ class Learner:
         images, labels = (part.to(self.device, non_blocking=True) for part in (batch.images, batch.labels))
         return Batch(images, labels, batch.index, [])
 
-    def _half(self) -> torch.dtype:
-        return torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, the module computes in the precision of the recipe."""
+        half = torch.float16 if self.recipe.precision == "fp16" else torch.bfloat16
+        return torch.autocast(self.device.type, half, enabled=self.recipe.precision != "fp32")
 
     def _together(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once, with the last micro-batch."""

@@ -240,6 +240,9 @@ class Trainer:
             stop = held.enter_context(stop_signals())
             display = held.enter_context(Display(epochs, epochs * steps, self.step, quiet=not is_main()))
             held.enter_context(self.failures(stop))
+            if self.epoch < epochs:
+                self.loader.begin(self.epoch, self.step - self.epoch * steps)
+                self.watched.begin(0)
             self.announce(display, last is not None)
             while self.epoch < epochs:
                 self.train_epoch(stop, display)
@@ -313,8 +316,8 @@ class Trainer:
         return loss
 
     def finish_epoch(self, stop: Stop) -> Record:
-        """Score the held-out images and close the epoch's books."""
-        with self.heeding(stop) as heed, self.learner.averaged():
+        """Score the held-out images, in the precision of training, and close the epoch's books."""
+        with self.heeding(stop) as heed, self.learner.averaged(), self.learner.autocast():
             scored = self.task.score(self.learner.module, heed(self.watched), self.device)
         self.epoch += 1
         self.damaged.name(scored["damaged"])
