@@ -23,12 +23,14 @@ row:              ## one architecture: make row MODEL=deit
 	pytest -n 0 tests/test_models.py tests/test_cnn.py -k "$(MODEL)"
 
 bench:            ## the CPU part of docs/performance.md again, beside the peers: on a machine that does nothing else
-	python benchmarks/start.py --keep
-	python benchmarks/training.py --quick --keep
-	python benchmarks/data.py
-	python benchmarks/index.py --keep
+	python benchmarks/start.py --quick
+	python benchmarks/inference.py --quick
+	python benchmarks/training.py --quick
+	python benchmarks/data.py --quick
+	python benchmarks/index.py --quick
+	python benchmarks/end_to_end.py --quick
 	python benchmarks/growth.py --quick
-	python benchmarks/recording.py
+	python benchmarks/recording.py --quick
 	python docs/make_performance.py
 
 table:            ## README's file tree and table, docs/architectures.md, from the sources

@@ -2,7 +2,7 @@
 
     python benchmarks/data.py                      # all, about five minutes; VITRAIL_DATA names the shared images
     python benchmarks/data.py --only small large   # some parts of PARTS
-    python benchmarks/data.py --quick
+    python benchmarks/data.py --quick              # three rounds; --keep: write results/data_PART.json
 
 Every contestant computes on one thread of the same core, loads in its own process (workers=0), and gives batches of 64
 as normalised float32 at 224. The photographs are re-encoded at quality 90 at 500 x 375 and at 2000 x 1500 into a
@@ -341,12 +341,13 @@ PARTS = {
 
 
 def main() -> None:
-    """Measure, print the tables, write results/data_PART.json."""
+    """Read the options, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="three rounds")
     parser.add_argument("--data", type=Path, help="a folder for the photographs, made where it is missing")
+    parser.add_argument("--keep", action="store_true", help="write results/data_PART.json")
     options = parser.parse_args()
     rounds = 3 if options.quick else options.rounds
     with tempfile.TemporaryDirectory() as temporary:
@@ -356,7 +357,8 @@ def main() -> None:
         for name in options.only:
             rows = list(PARTS[name](root, rounds))
             print(table(rows), end="\n\n", flush=True)
-            keep(f"data_{name}", rows, rounds=rounds, batch=BATCH, img_size=SIDE)
+            if options.keep:
+                keep(f"data_{name}", rows, rounds=rounds, batch=BATCH, img_size=SIDE)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """A folder of 1,000 photographs to a trained model: `vitrail train` beside timm's train.py and transformers' Trainer.
 
     python benchmarks/end_to_end.py --timm-train pytorch-image-models/train.py            # VITRAIL_DATA must be set
-    python benchmarks/end_to_end.py --seeds 1 --epochs 1                                  # a quick look, without timm
+    python benchmarks/end_to_end.py --timm-train FILE --half --keep    # the peers in bf16 too; writes results
+    python benchmarks/end_to_end.py --quick                            # one seed, two epochs
 
 The same ViT-Ti/16 from random weights, the same 1,000 + 250 JPEGs in four classes, image size, epochs, batch, crop and
 flip, AdamW and cosine; each scores the held-out images and saves after every epoch. Commands as a user types them, from
@@ -168,13 +169,16 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--half", action="store_true", help="the peers in bf16 too")
+    parser.add_argument("--quick", action="store_true", help="one seed, two epochs")
+    parser.add_argument("--keep", action="store_true", help="write results/end_to_end.json")
     options = parser.parse_args()
+    seeds, epochs = (1, 2) if options.quick else (options.seeds, options.epochs)
     ended: dict[str, list[Ended]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "photographs"
         photographs(folder)
-        setting = Setting(folder, options.epochs, options.img_size, options.batch_size, options.lr)
-        for seed in range(options.seeds):
+        setting = Setting(folder, epochs, options.img_size, options.batch_size, options.lr)
+        for seed in range(seeds):
             out = Path(scratch) / f"out{seed}"
             out.mkdir()
             runs: dict[str, Callable[[], Ended]] = {
@@ -195,10 +199,9 @@ def main() -> None:
                 print(seed, name, ended[name][-1], file=sys.stderr, flush=True)
     rows = _rows(ended)
     print(table(rows))
-    note = (
-        f"ViT-Ti/16 at {options.img_size}, {options.epochs} epochs, batch {options.batch_size}, {options.seeds} seeds"
-    )
-    keep("end_to_end", rows, note=note)
+    note = f"ViT-Ti/16 at {options.img_size}, {epochs} epochs, batch {options.batch_size}, {seeds} seeds"
+    if options.keep:
+        keep("end_to_end", rows, note=note)
 
 
 if __name__ == "__main__":

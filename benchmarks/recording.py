@@ -117,8 +117,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--quick", action="store_true", help="five rounds")
+    parser.add_argument("--keep", action="store_true", help="write results/recording.json")
     options = parser.parse_args()
+    rounds = 5 if options.quick else options.rounds
     torch.manual_seed(0)
     fresh, used = (create_model(options.model).eval() for _ in range(2))
     side = fresh.config.img_size
@@ -132,14 +135,15 @@ def main() -> None:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.model}, batch {options.batch}\n")
     rows = []
     for name, (ours, theirs) in pairs.items():
-        found = ratios(ours, theirs, images, options.rounds)
+        found = ratios(ours, theirs, images, rounds)
         spread = {"ratio": statistics.median(found), "least": min(found), "most": max(found)}
         rows.append({"comparison": name, "seconds": ABOUT[name]} | {key: f"{one:.3f}" for key, one in spread.items()})
     print(table(rows))
     worst, family = largest_difference()
     said = f"largest relative difference of logits, recorded and unrecorded: {worst:.1e} ({family})"
     print(f"\n{said}")
-    keep("recording", rows, note=f"{options.model}, batch {options.batch}; {said}")
+    if options.keep:
+        keep("recording", rows, note=f"{options.model}, batch {options.batch}; {said}")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from vitrail import create_model, describe, list_models, record
 from vitrail.comparison.cost import flops, parameters
 from vitrail.errors import UserError
 from vitrail.layers.attention import received
+from vitrail.layers.memory_format import channels_last
 
 FAMILIES = {family(row.name): row for row in reversed(ROWS)}  # the first row of each
 KINDS = [*FAMILIES.values()] + [
@@ -190,6 +191,23 @@ def test_training_and_its_gradients_equal_the_references(row: Row) -> None:
 
 
 # ---------------------------------------------------------------------- what every architecture promises
+
+
+@kinds
+def test_filters_with_channels_innermost_change_nothing(row: Row) -> None:
+    images = torch.randn(2, 3, row.side, row.side, generator=torch.Generator().manual_seed(0)).double()
+    found = []
+    for laid_out in (lambda model: model, channels_last):  # the second one is training's
+        model = laid_out(randomise(tiny(row)).train().double())
+        torch.manual_seed(0)
+        logits = model(images)
+        logits = logits if isinstance(logits, torch.Tensor) else sum(logits)
+        logits.square().sum().backward()
+        found.append([logits, *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)])
+    largest = max(float(grad.abs().max()) for grad in found[0][1:])
+    assert difference(found[1][0], found[0][0]) < 1e-7
+    for other, plain in zip(found[1][1:], found[0][1:], strict=True):
+        assert float((other - plain).abs().max()) < 1e-7 * largest
 
 
 @every

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from vitrail.data.loader import Batch, hash_seed
+from vitrail.layers.memory_format import channels_last
 from vitrail.recipe import Recipe
 from vitrail.training.average import Average
 from vitrail.training.distributed import rank, total, world
@@ -47,6 +48,8 @@ class Learner:
             from vitrail.training.sharded import shard
 
             shard(self.module)
+        else:  # FSDP takes no other layout than torch's own
+            channels_last(self.module)
         if recipe.compile:
             self.module.compile()
         self.optimizer = optimizer(self.module, recipe.optim)
