@@ -5,7 +5,7 @@
     python benchmarks/inference.py --quick                        # ViT-S and ResNet-50 with random weights, batch 1
 
 FOLDER has runs of `vitrail train DATA --model NAME --data.img-size 224`, each named as its model: engines are chosen by
-100 images of those they learned from, and must keep the class of 99 % of them; "held out" is that share of images they
+300 images of those they learned from, and must keep the class of 99 % of them; "held out" is that share of images they
 did not learn from. Without a run the weights are random, near ties are many, and only speed is measured.
 
 First every engine in every precision is built and timed beside our eager model in one process, as `optimize` does it.

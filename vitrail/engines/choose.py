@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vitrail.engines import bf16x3, cache, eager, inductor, onnxruntime, openvino, torchao
 from vitrail.engines.engine import PRECISIONS, Engine, Forward, Precision
-from vitrail.engines.trial import Ground, Trial, attempt, baseline, built, in_batches, refusal, untried
+from vitrail.engines.trial import CALIBRATING, Ground, Trial, attempt, baseline, built, in_batches, refusal, untried
 from vitrail.errors import UserError
 
 ENGINES = (
@@ -63,7 +63,7 @@ def optimize(
 ) -> Optimized:
     """The model as the fastest engine of this machine runs it, of those that are installed and agree with it.
 
-    `example` (N, C, H, W) float32 are images prepared for the model, real ones at best, about a hundred: they
+    `example` (N, C, H, W) float32 are images prepared for the model, real ones at best, about 300: they
     calibrate int8 and show whether outputs agree. What is timed is a batch of `batch_size`, N unless given.
     `precision` is the coarsest allowed: the finer ones are tried too. An engine in fp32 is kept if no logit differs
     by more than 1e-4 of the largest one; a coarser one if at least `agreement` of the images keep their class. Near
@@ -154,7 +154,8 @@ def _judged(trial: Trial, best: Trial) -> Trial:
 
 def _why(best: Trial, report: list[Trial], ground: Ground) -> str:
     """The choice in a sentence or two."""
-    images = f"{len(ground.examples)} image{'s' * (len(ground.examples) > 1)}"
+    looked_at = min(len(ground.examples), CALIBRATING) if best.precision == "fp32" else len(ground.examples)
+    images = f"{looked_at} image{'s' * (looked_at > 1)}"
     missing = [trial.engine for trial in report if trial.verdict.startswith("not installed")]
     rest = f" Not installed: {', '.join(dict.fromkeys(missing))}; pip install 'vitrail[fast]'." if missing else ""
     if (best.engine, best.precision) == ("eager", "fp32"):
