@@ -12,6 +12,7 @@ static:           ## style, types, README in step with the sources
 	mypy
 	python docs/make_readme.py --check
 	python docs/make_architectures.py --check
+	python docs/make_performance.py --check
 
 test:             ## what CI runs
 	pytest
@@ -22,7 +23,7 @@ slow:             ## what takes minutes or gigabytes
 row:              ## one architecture: make row MODEL=deit
 	pytest -n 0 tests/test_models.py tests/test_cnn.py -k "$(MODEL)"
 
-bench:            ## the CPU part of docs/performance.md again, beside the peers: on a machine that does nothing else
+bench:            ## the CPU part of docs/performance.md again, in fewer rounds: on a machine that does nothing else
 	python benchmarks/start.py --quick
 	python benchmarks/inference.py --quick
 	python benchmarks/training.py --quick
@@ -31,7 +32,6 @@ bench:            ## the CPU part of docs/performance.md again, beside the peers
 	python benchmarks/end_to_end.py --quick
 	python benchmarks/growth.py --quick
 	python benchmarks/recording.py --quick
-	python docs/make_performance.py
 
 table:            ## README's file tree and table, docs/architectures.md, from the sources
 	python docs/make_readme.py

@@ -17,17 +17,19 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import multiprocessing
 import os
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from side_by_side import contest, keep, ratio, table
+from side_by_side import RESULTS, contest, keep, ratio, table
 
 MODELS = {
     "ViT-S/16": "vit_small_patch16_224",
@@ -36,6 +38,8 @@ MODELS = {
     "ResNet-50": "resnet50",
 }
 GOALS = {"fp32": 1.5, "bf16": 2.7, "int8": 4.0}
+SECONDS = 0.5
+"""Of each turn, at least: a single pass after others' turns finds caches cold and threads asleep."""
 CHECKED = 1000
 """Held-out images that each precision's choice is checked on."""
 
@@ -110,7 +114,21 @@ def engine(subject: Subject, name: str, precision: Any) -> Callable[[], object]:
     model.eval().requires_grad_(False)
     chosen = next(one for one in ENGINES if one.name == name and precision in one.precisions)
     forward, images = chosen.build(model, examples, subject.batch, precision), one_batch(examples, subject.batch)
-    return partial(forward, images)
+    return turn(partial(forward, images))
+
+
+def turn(work: Callable[[], object]) -> Callable[[], int]:
+    """Passes that take SECONDS, by two that are tried here; it returns how many."""
+    began = time.perf_counter()
+    work(), work()
+    passes = max(1, round(SECONDS * 2 / (time.perf_counter() - began)))
+
+    def several() -> int:
+        for _ in range(passes):
+            work()
+        return passes
+
+    return several
 
 
 def timm(subject: Subject) -> Callable[[], object]:
@@ -124,7 +142,7 @@ def timm(subject: Subject) -> Callable[[], object]:
     def work() -> None:
         model(images)
 
-    return work
+    return turn(work)
 
 
 def measure(title: str, subject: Subject, rounds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -173,6 +191,14 @@ def measure(title: str, subject: Subject, rounds: int) -> tuple[list[dict[str, A
     return beside, engines
 
 
+def merged(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows kept before of other models and batches, then these."""
+    file = RESULTS / f"{name}.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    measured = {(row["model"], row["batch"]) for row in rows}
+    return [row for row in before if (row["model"], row["batch"]) not in measured] + rows
+
+
 def main() -> None:
     """Read the options, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -180,7 +206,7 @@ def main() -> None:
     parser.add_argument("--data", default="", help="what the runs learned from")
     parser.add_argument("--only", nargs="*", choices=MODELS, help="models")
     parser.add_argument("--batches", nargs="*", type=int, default=[1, 16])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="ViT-S and ResNet-50, batch 1, random weights")
     parser.add_argument("--keep", action="store_true", help="write results/inference.json and inference_engines.json")
     options = parser.parse_args()
@@ -197,8 +223,9 @@ def main() -> None:
             beside, engines = beside + rows, engines + more
             print(table(more), table(rows), sep="\n\n", end="\n\n", flush=True)
             if options.keep:
-                keep("inference", beside, note="224 pixels; times of a batch")
-                keep("inference_engines", engines, note="in turns with our eager model, in one process")
+                keep("inference", merged("inference", beside), note="224 pixels; times of a batch")
+                note = "in turns with our eager model, in one process"
+                keep("inference_engines", merged("inference_engines", engines), note=note)
 
 
 if __name__ == "__main__":

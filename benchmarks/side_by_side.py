@@ -18,7 +18,7 @@ from typing import Any
 
 from vitrail.comparison.contest import Measured, Ratio, contest, ratio
 
-__all__ = ["Measured", "Ratio", "contest", "keep", "machine", "ratio", "table"]
+__all__ = ["RESULTS", "Measured", "Ratio", "contest", "keep", "machine", "ratio", "table"]
 
 RESULTS = Path(__file__).parent / "results"
 
