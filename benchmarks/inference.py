@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import multiprocessing
 import os
 import statistics
@@ -29,7 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from side_by_side import RESULTS, contest, keep, ratio, table
+from side_by_side import contest, keep, ratio, table
 
 MODELS = {
     "ViT-S/16": "vit_small_patch16_224",
@@ -191,14 +190,6 @@ def measure(title: str, subject: Subject, rounds: int) -> tuple[list[dict[str, A
     return beside, engines
 
 
-def merged(name: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows kept before of other models and batches, then these."""
-    file = RESULTS / f"{name}.json"
-    before = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-    measured = {(row["model"], row["batch"]) for row in rows}
-    return [row for row in before if (row["model"], row["batch"]) not in measured] + rows
-
-
 def main() -> None:
     """Read the options, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -223,9 +214,9 @@ def main() -> None:
             beside, engines = beside + rows, engines + more
             print(table(more), table(rows), sep="\n\n", end="\n\n", flush=True)
             if options.keep:
-                keep("inference", merged("inference", beside), note="224 pixels; times of a batch")
+                keep("inference", beside, by=("model", "batch"), note="224 pixels; times of a batch")
                 note = "in turns with our eager model, in one process"
-                keep("inference_engines", merged("inference_engines", engines), note=note)
+                keep("inference_engines", engines, by=("model", "batch"), note=note)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from typing import Any
 
 from vitrail.comparison.contest import Measured, Ratio, contest, ratio
 
-__all__ = ["RESULTS", "Measured", "Ratio", "contest", "keep", "machine", "ratio", "table"]
+__all__ = ["Measured", "Ratio", "contest", "keep", "machine", "ratio", "table"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -40,11 +40,19 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "flags": known, "device": device, "torch": torch.__version__}
 
 
-def keep(name: str, rows: Sequence[Mapping[str, Any]], **about: Any) -> None:
-    """Write `results/NAME.json`, which docs/performance.md is made of: the rows, the machine, what else was said."""
+def keep(name: str, rows: Sequence[Mapping[str, Any]], *, by: Sequence[str] = (), **about: Any) -> None:
+    """Write `results/NAME.json`, which docs/performance.md is made of: the rows, the machine, what else was said.
+
+    With `by`, rows that were kept before stay where none of these has the same in those columns: a table may be
+    measured in parts, on one machine.
+    """
     RESULTS.mkdir(exist_ok=True)
-    found = {"machine": machine(), **about, "rows": list(rows)}
-    (RESULTS / f"{name}.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    file = RESULTS / f"{name}.json"
+    before = json.loads(file.read_text(encoding="utf-8"))["rows"] if by and file.exists() else []
+    measured = {tuple(row[key] for key in by) for row in rows}
+    rows = [*(row for row in before if tuple(row[key] for key in by) not in measured), *rows]
+    found = {"machine": machine(), **about, "rows": rows}
+    file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -224,9 +224,9 @@ def main() -> None:
             continue
         lines.append(measure(row, 3 if options.quick else options.rounds))
         print(*lines[-1].values(), sep=" | ", flush=True)
+        if options.keep:
+            keep("training", lines, by=("what", "ours", "peer"), note=f"batch {BATCH}, 224 pixels; bf16 is autocast")
     print("\n" + table(lines))
-    if options.keep:
-        keep("training", lines, note=f"batch {BATCH}, 224 pixels; bf16 is autocast")
 
 
 if __name__ == "__main__":
