@@ -58,6 +58,8 @@ def test_a_process_that_ends_quickly_says_all_and_gives_its_code() -> None:
     done = subprocess.run([*CHILD, "models"], capture_output=True, text=True, check=True)
     assert len(done.stdout.splitlines()) > len(models.list_models()), "a pipe gets every line"
     assert subprocess.run([*CHILD, "nonsense"], capture_output=True, check=False).returncode == 2
+    halfway = "from vitrail import cli; cli._answer = lambda *_: print('half') or cli.VERBS['x']; cli.command()"
+    assert subprocess.run([sys.executable, "-c", halfway], capture_output=True, check=False).stdout == b"half\n"
     broken = "from vitrail import cli; cli.main = lambda: 1 / 0; cli.command()"
     done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "ZeroDivisionError: division by zero")

@@ -52,8 +52,10 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may hold bytes that are no text; JSON reads this back
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = _answer(*sys.argv[1:] or ["--help"])
-        sys.stdout.flush()  # here, where a reader that has gone is noticed, and not while Python exits
+        try:
+            code = _answer(*sys.argv[1:] or ["--help"])
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone is noticed; at its end the process only stops
     except UserError as error:
         code = _say(str(error), 1)
     except Interrupted as error:

@@ -63,8 +63,8 @@ def optimize(
 ) -> Optimized:
     """The model as the fastest engine of this machine runs it, of those that are installed and agree with it.
 
-    `example` (N, C, H, W) float32 are images prepared for the model, real ones at best, about 300: they
-    calibrate int8 and show whether outputs agree. What is timed is a batch of `batch_size`, N unless given.
+    `example` (N, C, H, W) float32 are images prepared for the model, real ones at best, about 300: the
+    first 100 calibrate int8, all show whether outputs agree. What is timed is a batch of `batch_size`, N unless given.
     `precision` is the coarsest allowed: the finer ones are tried too. An engine in fp32 is kept if no logit differs
     by more than 1e-4 of the largest one; a coarser one if at least `agreement` of the images keep their class. Near
     ties change first: of an untrained model, and of noise, expect few. No new engine is begun after `seconds`.
@@ -80,7 +80,8 @@ def optimize(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     batch_size = batch_size or len(example)
     plain = eager.build(model, example, batch_size, "fp32")
-    example = example.to(device)
+    # a few show how far logits are; only whether classes are kept takes many
+    example = (example[:CALIBRATING] if precision == "fp32" else example).to(device)
     ground = Ground(plain, example, in_batches(plain, example, batch_size), batch_size, agreement)
     shape = (batch_size, *example.shape[1:])
     digest = cache.question(model, shape, precision, agreement, str(device))

@@ -20,13 +20,12 @@ def build(model: nn.Module, examples: Tensor, _batch_size: int, precision: Preci
         file = Path(folder, "model.onnx")
         program.save(file, external_data=False)
         if precision == "int8":
-            import onnx as format
+            from onnx import load
             from onnxruntime.quantization import quantize_dynamic
 
-            graph, quantised = format.load(file), Path(folder, "int8.onnx")
-            del graph.graph.value_info[:]  # shapes of constants that quantising transposes: they would contradict
-            quantize_dynamic(graph, quantised, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
-            file = quantised
+            plain, file = load(file), Path(folder, "int8.onnx")
+            del plain.graph.value_info[:]  # shapes of constants that quantising transposes: they would contradict
+            quantize_dynamic(plain, file, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True)
         return runner(file)
 
 
