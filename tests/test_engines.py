@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -155,6 +156,17 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 def fail(_logits: Tensor) -> Tensor:
     raise RuntimeError("no such operator")
+
+
+def test_what_else_the_machine_did_while_an_engine_ran_does_not_count(engines) -> None:
+    turns = itertools.cycle((0.02, 0.0, 0.02))  # two of three turns are disturbed
+
+    def disturbed(logits: Tensor) -> Tensor:
+        time.sleep(next(turns))
+        return logits
+
+    engines(fake("quick", seconds=0.001, harm=disturbed), fake("quiet", seconds=0.003))
+    assert optimize(Slow(), small(), batch_size=6).engine == "quick"
 
 
 def test_the_fastest_that_agrees_is_kept(engines) -> None:
