@@ -8,7 +8,7 @@ FOLDER has runs of `vitrail train DATA --model NAME --data.img-size 224`, each n
 300 images of those they learned from, and must keep the class of 99 % of them; "held out" is that share of images they
 did not learn from. Without a run the weights are random, near ties are many, and only speed is measured.
 
-First every engine in every precision is built and timed beside our eager model in one process, as `optimize` does it.
+First every engine in every precision is built and timed after our eager model in one process, as `optimize` does it.
 Then timm's model and the fastest that agrees, by precision, answer in turns, each in a process of its own: `speed-up`
 is timm's seconds over ours, round by round. Goals: 1.5 in fp32, 2.7 in bf16, 4 in int8.
 """
@@ -215,7 +215,7 @@ def main() -> None:
             print(table(more), table(rows), sep="\n\n", end="\n\n", flush=True)
             if options.keep:
                 keep("inference", beside, by=("model", "batch"), note="224 pixels; times of a batch")
-                note = "in turns with our eager model, in one process"
+                note = "one after the other in one process; the least of many passes"
                 keep("inference_engines", engines, by=("model", "batch"), note=note)
 
 

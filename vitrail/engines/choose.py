@@ -93,15 +93,16 @@ def _choose(
 ) -> Optimized:
     """Try them all."""
     begun = time.monotonic()
-    best, forward = baseline(ground), ground.plain
-    report = [best]
+    plain = baseline(ground)
+    assert plain.seconds is not None
+    best, forward, report = plain, ground.plain, [plain]
     with _progress() as say:
         for engine, kind in _candidates(ground.examples.device.type, precision):
             why = _obstacle(engine) or ("not tried: the time was over" if time.monotonic() - begun > seconds else "")
             trial, built = untried(engine, kind, why), None
             if not why:
                 say(f"{engine.name} in {kind}")
-                trial, built = attempt(engine, kind, model, ground)
+                trial, built = attempt(engine, kind, model, ground, plain.seconds)
             if built and (trial.speedup or 0) > (best.speedup or 0):
                 best, forward = trial, built
             report.append(trial)

@@ -1,4 +1,4 @@
-"""One engine on one model: built, compared with the plain model, timed beside it in turns."""
+"""One engine on one model: built, compared with the plain model, timed."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from vitrail.engines.engine import Engine, Forward, Precision, one_batch
 TOLERANCE = 1e-4
 CALIBRATING = 100
 """So many images scale int8, and show how far logits are; whether classes are kept takes all there are."""
+SECONDS = 1.0
+"""For which an engine is timed."""
 
 
 class Trial(NamedTuple):
@@ -27,9 +29,9 @@ class Trial(NamedTuple):
     engine: str
     precision: str
     seconds: float | None
-    """Of a batch, least of the turns: what other work on the machine adds is no property of an engine."""
+    """Of a batch, the least: what other work on the machine adds is no property of an engine."""
     speedup: float | None
-    """Least seconds of eager fp32, in the same turns, over these."""
+    """Those of eager fp32 over these."""
     difference: float | None
     """Largest difference of logits over the largest logit."""
     agreement: float | None
@@ -49,22 +51,23 @@ class Ground(NamedTuple):
 
 
 def baseline(ground: Ground) -> Trial:
-    seconds, _ = _in_turns(ground.plain, ground, 0.5)
-    return Trial("eager", "fp32", seconds, 1.0, 0.0, 1.0, "")
+    return Trial("eager", "fp32", least_seconds(ground.plain, ground), 1.0, 0.0, 1.0, "")
 
 
 def untried(engine: Engine, kind: Precision, why: str) -> Trial:
     return Trial(engine.name, kind, None, None, None, None, why)
 
 
-def attempt(engine: Engine, kind: Precision, model: nn.Module, ground: Ground) -> tuple[Trial, Forward | None]:
-    """Build it, compare it, time it; the Forward is None unless it may be kept."""
+def attempt(
+    engine: Engine, kind: Precision, model: nn.Module, ground: Ground, plain: float
+) -> tuple[Trial, Forward | None]:
+    """Build it, compare it, time it beside the plain model's `plain` seconds; the Forward is None if it is refused."""
     try:
         forward, difference, agreement = built(engine, kind, model, ground)
-        seconds, speedup = _in_turns(forward, ground)
+        seconds = least_seconds(forward, ground)
     except Exception as error:  # engines fail on models in any way they like, and the others go on
         return untried(engine, kind, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"), None
-    trial = Trial(engine.name, kind, seconds, speedup, difference, agreement, "")
+    trial = Trial(engine.name, kind, seconds, plain / seconds, difference, agreement, "")
     why = refusal(trial, ground)
     return trial._replace(verdict=why), None if why else forward
 
@@ -92,24 +95,21 @@ def refusal(trial: Trial, ground: Ground) -> str:
     return ""
 
 
-def _in_turns(forward: Forward, ground: Ground, seconds: float = 1.5) -> tuple[float, float]:
-    """Least seconds of a batch, and speed-up over the plain model: at least 3 rounds, more while time lasts."""
+def least_seconds(forward: Forward, ground: Ground) -> float:
+    """Seconds of a batch, the least of at least 3 passes, more while time lasts.
+
+    By itself, not in turns with another engine: the threads of one go on waiting for work and hold up the other's.
+    """
     images = one_batch(ground.examples, ground.batch_size)
-    took: list[tuple[float, float]] = []
+    took: list[float] = []
     begun = time.monotonic()
-    while len(took) < 5 or (time.monotonic() - begun < seconds and len(took) < 50):
-        took.append((_seconds(ground.plain, images), _seconds(forward, images)))
-    took = took[2:]  # the first ones warm up
-    plain, ours = (min(times) for times in zip(*took, strict=True))
-    return ours, plain / ours
-
-
-def _seconds(forward: Forward, images: Tensor) -> float:
-    start = time.perf_counter()
-    forward(images)
-    if images.is_cuda:
-        torch.cuda.synchronize(images.device)
-    return time.perf_counter() - start
+    while len(took) < 5 or (time.monotonic() - begun < SECONDS and len(took) < 100):
+        start = time.perf_counter()
+        forward(images)
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        took.append(time.perf_counter() - start)
+    return min(took[2:])  # the first ones warm up
 
 
 def in_batches(forward: Forward, images: Tensor, batch_size: int) -> Tensor:
