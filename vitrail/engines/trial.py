@@ -98,7 +98,7 @@ def refusal(trial: Trial, ground: Ground) -> str:
 def least_seconds(forward: Forward, ground: Ground) -> float:
     """Seconds of a batch, the least of at least 3 passes, more while time lasts.
 
-    By itself, not in turns with another engine: the threads of one go on waiting for work and hold up the other's.
+    By itself: in turns with OpenVINO the plain ResNet-50 was seen to take five times as long as alone.
     """
     images = one_batch(ground.examples, ground.batch_size)
     took: list[float] = []
