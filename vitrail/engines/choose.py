@@ -15,7 +15,18 @@ from torch import Tensor, nn
 
 from vitrail.engines import bf16x3, cache, eager, inductor, onnxruntime, openvino, torchao
 from vitrail.engines.engine import PRECISIONS, Engine, Forward, Precision
-from vitrail.engines.trial import CALIBRATING, Ground, Trial, attempt, baseline, built, in_batches, refusal, untried
+from vitrail.engines.trial import (
+    CALIBRATING,
+    Ground,
+    Trial,
+    attempt,
+    baseline,
+    built,
+    in_batches,
+    refusal,
+    speedup,
+    untried,
+)
 from vitrail.errors import UserError
 
 ENGINES = (
@@ -93,17 +104,16 @@ def _choose(
 ) -> Optimized:
     """Try them all."""
     begun = time.monotonic()
-    plain = baseline(ground)
-    assert plain.seconds is not None
-    best, forward, report = plain, ground.plain, [plain]
+    best, forward = baseline(ground), ground.plain
+    report = [best]
     with _progress() as say:
         for engine, kind in _candidates(ground.examples.device.type, precision):
             why = _obstacle(engine) or ("not tried: the time was over" if time.monotonic() - begun > seconds else "")
             trial, built = untried(engine, kind, why), None
             if not why:
                 say(f"{engine.name} in {kind}")
-                trial, built = attempt(engine, kind, model, ground, plain.seconds)
-            if built and (trial.speedup or 0) > (best.speedup or 0):
+                trial, built = attempt(engine, kind, model, ground)
+            if built and speedup(trial, over=best) > 1:
                 best, forward = trial, built
             report.append(trial)
     report = [_judged(trial, best) for trial in report]
@@ -162,9 +172,10 @@ def _why(best: Trial, report: list[Trial], ground: Ground) -> str:
     rest = f" Not installed: {', '.join(dict.fromkeys(missing))}; pip install 'vitrail[fast]'." if missing else ""
     if (best.engine, best.precision) == ("eager", "fp32"):
         return f"The plain model in fp32: no other engine was faster and agreed on {images}.{rest}"
+    times = speedup(best, over=report[0])
     return (
-        f"{best.engine} in {best.precision}: {best.speedup:.1f} times as fast as the plain model in fp32 on batches "
-        f"of {ground.batch_size}; logits differ by {best.difference:.1e} (relative), {best.agreement:.1%} of {images} "
+        f"{best.engine} in {best.precision}: {times:.1f} times as fast as the plain model in fp32 on batches of "
+        f"{ground.batch_size}; logits differ by {best.difference:.1e} (relative), {best.agreement:.1%} of {images} "
         f"keep their class.{rest}"
     )
 

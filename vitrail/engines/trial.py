@@ -30,8 +30,6 @@ class Trial(NamedTuple):
     precision: str
     seconds: float | None
     """Of a batch, the least: what other work on the machine adds is no property of an engine."""
-    speedup: float | None
-    """Those of eager fp32 over these."""
     difference: float | None
     """Largest difference of logits over the largest logit."""
     agreement: float | None
@@ -51,23 +49,21 @@ class Ground(NamedTuple):
 
 
 def baseline(ground: Ground) -> Trial:
-    return Trial("eager", "fp32", least_seconds(ground.plain, ground), 1.0, 0.0, 1.0, "")
+    return Trial("eager", "fp32", least_seconds(ground.plain, ground), 0.0, 1.0, "")
 
 
 def untried(engine: Engine, kind: Precision, why: str) -> Trial:
-    return Trial(engine.name, kind, None, None, None, None, why)
+    return Trial(engine.name, kind, None, None, None, why)
 
 
-def attempt(
-    engine: Engine, kind: Precision, model: nn.Module, ground: Ground, plain: float
-) -> tuple[Trial, Forward | None]:
-    """Build it, compare it, time it beside the plain model's `plain` seconds; the Forward is None if it is refused."""
+def attempt(engine: Engine, kind: Precision, model: nn.Module, ground: Ground) -> tuple[Trial, Forward | None]:
+    """Build it, compare it, time it; the Forward is None unless it may be kept."""
     try:
         forward, difference, agreement = built(engine, kind, model, ground)
         seconds = least_seconds(forward, ground)
     except Exception as error:  # engines fail on models in any way they like, and the others go on
         return untried(engine, kind, f"failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"), None
-    trial = Trial(engine.name, kind, seconds, plain / seconds, difference, agreement, "")
+    trial = Trial(engine.name, kind, seconds, difference, agreement, "")
     why = refusal(trial, ground)
     return trial._replace(verdict=why), None if why else forward
 
@@ -93,6 +89,11 @@ def refusal(trial: Trial, ground: Ground) -> str:
     if trial.agreement < ground.least or trial.difference == float("inf"):
         return f"{trial.agreement:.1%} of {len(ground.examples)} images keep their class; {ground.least:.0%} must"
     return ""
+
+
+def speedup(trial: Trial, over: Trial) -> float:
+    """How many times as fast; 0 of what was not timed."""
+    return (over.seconds or 0.0) / trial.seconds if trial.seconds else 0.0
 
 
 def least_seconds(forward: Forward, ground: Ground) -> float:
