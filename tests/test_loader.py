@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import multiprocessing
+import multiprocessing.connection
 import os
 import signal
 import threading
@@ -386,6 +387,22 @@ def test_a_worker_that_ends_by_itself_and_an_error_that_is_not_its_end() -> None
     assert said.startswith("a loader process (pid PID) ended with exit code 3; try fewer")
     with pytest.raises(RuntimeError, match=r"^cannot turn \(1, 8, 8\)$"):
         list(loader(split_of(5), transform=broken).epoch(0))
+
+
+def test_a_worker_whose_pipes_break_long_before_it_has_ended() -> None:
+    def lingering() -> None:
+        os.closerange(3, 4096)  # as the system does while a process ends; a busy machine takes its time for the rest
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    each = loader(split_of(5))
+    worker = multiprocessing.get_context("fork").Process(target=lingering)
+    each._workers = [worker]
+    worker.start()
+    assert multiprocessing.connection.wait([worker.sentinel], timeout=10)
+    assert worker.exitcode is None, "its pipe is broken and it still runs"
+    with pytest.raises(WorkerDied, match="was killed by SIGKILL"):
+        each._refuse_dead(EOFError())
 
 
 @settings(deadline=None, max_examples=25)

@@ -198,7 +198,10 @@ class Loader:
     def _refuse_dead(self, error: Exception | None = None) -> None:
         """Raises WorkerDied where a worker has ended: they live as long as the loader."""
         if error is not None and self._workers:  # a pipe breaks a moment before its process has ended
-            connection.wait([each.sentinel for each in self._workers], timeout=1)
+            broken = connection.wait([each.sentinel for each in self._workers], timeout=1)
+            for each in self._workers:
+                if each.sentinel in broken:  # a pipe too: only after join does the system say how it ended
+                    each.join()
         dead = [each for each in self._workers if each.exitcode is not None]
         if dead:
             code = dead[0].exitcode or 0
