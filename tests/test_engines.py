@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +23,7 @@ from torch import Tensor, nn
 
 from vitrail import optimize
 from vitrail.engines import bf16x3, choose, eager, inductor, onnxruntime, openvino, torchao
-from vitrail.engines.engine import Engine, Precision, cache_folder
+from vitrail.engines.engine import Engine, Precision, cache_folder, version
 from vitrail.errors import UserError
 
 ALLOWED = {"fp32": 1e-4, "bf16": 0.1, "int8": 0.3}
@@ -99,6 +102,49 @@ def test_three_bfloat16_products_make_a_float32_one(shape: tuple[int, int, int])
     assert difference(bf16x3.Linear(plain)(x), plain(x)) < 2e-5
     strided = torch.randn(inputs, rows).t()
     assert difference(bf16x3.Linear(plain)(strided), plain(strided)) < 2e-5
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(2, 197, 64), (5, 40), (1, 3, 4, 1)])
+def test_a_packed_linear_layer_is_the_plain_one(shape: tuple[int, ...], bias: bool) -> None:
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    torch.manual_seed(0)
+    plain = nn.Linear(shape[-1], 48, bias=bias).requires_grad_(False)
+    packed = inductor.Packed(plain)
+    x = torch.randn(shape)
+    assert packed(x).shape == (*shape[:-1], 48)
+    assert difference(packed(x), plain(x)) < 1e-6
+    strided = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]
+    assert difference(packed(strided), plain(strided)) < 1e-6
+
+
+REPORTING = """
+import multiprocessing, sys
+class Refused(multiprocessing.Process):
+    def start(self):
+        raise SystemExit("a process was started: " + repr(self._target))
+multiprocessing.Process = Refused
+import torch
+from vitrail.engines import openvino
+openvino.build(torch.nn.Conv2d(3, 4, 3), torch.randn(4, 3, 8, 8), 2, "int8")
+assert "openvino_telemetry" not in sys.modules
+import importlib
+importlib.import_module("openvino_telemetry")
+assert openvino.imported("openvino").__name__ == "openvino"
+assert "openvino_telemetry" in sys.modules
+"""
+
+
+def test_openvino_reports_nothing_to_anybody() -> None:
+    if missing := [*openvino.INT8.missing(), *(["openvino-telemetry"] if not version("openvino-telemetry") else [])]:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    environment = {key: value for key, value in os.environ.items() if key not in ("CI", "TF_BUILD", "JENKINS_URL")}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", REPORTING],
+        env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 # ---------------------------------------------------------------------- the choice

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vitrail.engines.engine import Engine, Forward, Precision, cache_folder, one_batch
+from vitrail.engines.engine import Engine, Forward, Precision, cache_folder, one_batch, replace_linear
 from vitrail.engines.inductor import compiled
 
 SOURCE = Path(__file__).with_name("bf16x3.cpp")
@@ -40,10 +40,7 @@ def obstacle() -> str:
 
 def build(model: nn.Module, examples: Tensor, batch_size: int, _precision: Precision) -> Forward:
     """See Engine."""
-    for name, module in list(model.named_modules()):
-        if type(module) is nn.Linear:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, Linear(module))
+    replace_linear(model, Linear)
     return compiled(model, one_batch(examples, batch_size), torch.float32)
 
 

@@ -47,6 +47,14 @@ def version(package: str) -> str | None:
         return None
 
 
+def replace_linear(model: nn.Module, other: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put `other(layer)` in the place of every plain linear layer of `model`."""
+    for name, module in list(model.named_modules()):
+        if type(module) is nn.Linear:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, other(module))
+
+
 def one_batch(examples: Tensor, batch_size: int) -> Tensor:
     """(N, C, H, W) -> (batch_size, C, H, W): the examples over and over."""
     return examples.repeat(-(-batch_size // len(examples)), 1, 1, 1)[:batch_size]

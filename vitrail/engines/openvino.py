@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,26 @@ from vitrail.engines.engine import Engine, Forward, Precision, one_batch
 from vitrail.engines.graph import exported
 
 
+def imported(package: str) -> Any:
+    """`openvino` or `nncf`, imported as where openvino_telemetry is not installed.
+
+    With it, each call tells the makers of use, from a process of its own that imports all that this one has imported:
+    nobody has asked for that, and what is timed meanwhile takes several times as long.
+    """
+    telemetry = "openvino_telemetry"
+    if telemetry in sys.modules:  # imported by somebody else, who may want it
+        return importlib.import_module(package)
+    sys.modules[telemetry] = None  # type: ignore[assignment]  # so Python marks what is not to be had
+    try:
+        return importlib.import_module(package)
+    finally:
+        del sys.modules[telemetry]
+
+
 def build(model: nn.Module, examples: Tensor, batch_size: int, precision: Precision) -> Forward:
     """See Engine."""
-    import openvino
-
     images = one_batch(examples, batch_size)
-    graph = openvino.convert_model(model, example_input=images, input=[list(images.shape)])
+    graph = imported("openvino").convert_model(model, example_input=images, input=[list(images.shape)])
     if precision == "int8":
         graph = quantised(graph, examples, batch_size)
     return runner(graph, precision)
@@ -25,16 +41,14 @@ def build(model: nn.Module, examples: Tensor, batch_size: int, precision: Precis
 
 def quantised(graph: Any, examples: Tensor, batch_size: int) -> Any:
     """The graph with int8 matrix products, scaled by what `examples` (N, C, H, W) show."""
-    import nncf
-
+    nncf = imported("nncf")
     batches = [one_batch(batch, batch_size).numpy() for batch in examples.split(batch_size)]
     return nncf.quantize(graph, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER)
 
 
 def write(model: nn.Module, images: Tensor, about: dict[str, str], path: Path, *, int8: bool) -> None:
     """The model for any batch as OpenVINO's files, `path` and a .bin beside it, with `about` as text inside."""
-    import openvino
-
+    openvino = imported("openvino")
     graph = openvino.convert_model(exported(model, one_batch(images, 2)))
     if int8:
         graph = quantised(graph, images, 1)
@@ -45,21 +59,17 @@ def write(model: nn.Module, images: Tensor, about: dict[str, str], path: Path, *
 
 def read(path: Path) -> Forward:
     """What `write` wrote, as a function of any batch."""
-    import openvino
-
-    return runner(openvino.Core().read_model(path), "fp32")
+    return runner(imported("openvino").Core().read_model(path), "fp32")
 
 
 def runner(graph: Any, precision: Precision) -> Forward:
     """The graph as a function, on as many threads as torch uses."""
-    import openvino
-
     settings = {
         "INFERENCE_PRECISION_HINT": "f32" if precision == "fp32" else "bf16",
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
-    request = openvino.compile_model(graph, "CPU", settings).create_infer_request()
+    request = imported("openvino").compile_model(graph, "CPU", settings).create_infer_request()
 
     def forward(images: Tensor) -> Tensor:
         outputs = request.infer([images.contiguous().numpy()], share_inputs=True, share_outputs=True)

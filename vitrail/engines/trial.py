@@ -97,10 +97,7 @@ def speedup(trial: Trial, over: Trial) -> float:
 
 
 def least_seconds(forward: Forward, ground: Ground) -> float:
-    """Seconds of a batch, the least of at least 3 passes, more while time lasts.
-
-    By itself: in turns with OpenVINO the plain ResNet-50 was seen to take five times as long as alone.
-    """
+    """Seconds of a batch, the least of at least 3 passes, more while time lasts."""
     images = one_batch(ground.examples, ground.batch_size)
     took: list[float] = []
     begun = time.monotonic()
