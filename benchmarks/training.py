@@ -1,10 +1,11 @@
 """A step of training, ours beside timm's, in processes of their own and in turns, on this machine's CPU.
 
-    python benchmarks/training.py                          # all groups but curves, 5 rounds, about 15 minutes
+    python benchmarks/training.py                          # all groups of steps, 5 rounds, about 15 minutes
     python benchmarks/training.py --quick                  # 3 rounds, without compiling
     python benchmarks/training.py --only depth patches     # these groups
-    python benchmarks/training.py --only curves --data FILE  # does bf16 learn as fp32 does, 3 seeds each
-    python benchmarks/training.py --keep                   # writes results/training.json too
+    python benchmarks/training.py --only losses            # ViT-S and Swin-T: do ours learn as timm's in fp32 do
+    python benchmarks/training.py --only curves --data FILE  # does bf16 end where fp32 does, 3 seeds each
+    python benchmarks/training.py --keep                   # writes results/training*.json too
 
 Batch 16 at 224 pixels, train mode, from random weights; a step is forward and backward, with the update by fused AdamW
 where the row says so. `ours / peer` is seconds over seconds, round by round: below 1 is faster. The groups are
@@ -22,9 +23,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,6 +169,65 @@ def measure(row: Row, rounds: int) -> dict[str, str]:
     }
 
 
+def losses(steps: int = 60, part: int = 20) -> Iterator[dict[str, str]]:
+    """Mean losses of ViT-S and Swin-T along the same batches of photographs, from the same weights as timm's."""
+    import torch
+    from end_to_end import SETS, photographs
+
+    from vitrail.data.augment import train_transform
+    from vitrail.data.loader import Loader
+    from vitrail.data.sources import open_source
+    from vitrail.recipe import Augment
+
+    with tempfile.TemporaryDirectory() as folder:
+        photographs(Path(folder))
+        split = open_source(folder).splits["train"]
+        colours: dict[str, Any] = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+        transform = train_transform(Augment(), img_size=224, interpolation="bicubic", **colours)
+        options: dict[str, Any] = {"seed": 0, "shuffle": True, "workers": 0, "num_classes": len(SETS)}
+        loader = Loader(split, transform, batch_size=BATCH, drop_last=True, **options)
+        batches = [(batch.images.clone(), batch.labels) for batch in islice(loader.epoch(0), steps)]
+    for name, title in ((VIT, "ViT-S"), (SWIN, "Swin-T")):
+        for who, precision, compiled in (
+            ("timm", "fp32", False),
+            ("vitrail", "fp32", False),
+            ("vitrail", "bf16", False),
+            ("vitrail", "bf16", True),
+        ):
+            found: list[float] = []
+            model = learner(who, name, len(SETS))
+            optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+            if compiled:
+                model.compile()
+            for images, labels in batches:
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                    loss = torch.nn.functional.cross_entropy(model(images), labels)
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                found.append(float(loss))
+            row = {"model": title, "who": f"{who}, {precision}{', compiled' if compiled else ''}"}
+            for first in range(0, steps, part):
+                row[f"steps {first + 1} to {first + part}"] = f"{statistics.mean(found[first : first + part]):.4f}"
+            yield row
+
+
+def learner(library: str, name: str, classes: int) -> Any:
+    """The model in that library's hands, of both with timm's weights of seed 0, without stochastic depth."""
+    import timm
+    import torch
+
+    from vitrail import create_model
+
+    torch.manual_seed(0)
+    theirs = timm.create_model(name, num_classes=classes, drop_path_rate=0.0).train()
+    if library == "timm":
+        return theirs
+    model = create_model(name, num_classes=classes, drop_path_rate=0.0).train()
+    model.load_state_dict(theirs.state_dict())
+    return model
+
+
 def curves(data: str, epochs: int, seeds: int) -> list[dict[str, str]]:
     """The last training loss and held-out accuracy of a small ViT on CIFAR-10's subset, in each precision."""
     import json
@@ -207,15 +268,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="three rounds, nothing compiled")
-    parser.add_argument("--only", nargs="*", choices=[*rows(), "curves"], help="groups")
+    parser.add_argument("--only", nargs="*", choices=[*rows(), "losses", "curves"], help="groups")
     parser.add_argument("--data", default="cifar10_subset.npz", help="images of the curves")
-    parser.add_argument("--keep", action="store_true", help="write results/training.json, or training_curves")
+    parser.add_argument("--keep", action="store_true", help="write results/training.json, or that of losses or curves")
     options = parser.parse_args()
     if options.only == ["curves"]:
         learned = curves(options.data, epochs=10, seeds=3)
         print(table(learned))
         if options.keep:
             keep("training_curves", learned, note="deit_nano_patch8_32, 2,000 images, 10 epochs, 3 seeds")
+        return
+    if options.only == ["losses"]:
+        seen = []
+        for line in losses():
+            seen.append(line)
+            print(*line.values(), sep=" | ", flush=True)
+        if options.keep:
+            keep("training_losses", seen, note=f"AdamW at 1e-4, the same {BATCH} photographs a step for all")
         return
     wanted = [row for group, lines in rows().items() if group in (options.only or rows()) for row in lines]
     lines = []
