@@ -79,7 +79,7 @@ def test_an_engine_gives_the_models_logits(engine: Engine, precision: Precision)
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", ["vit", "swin", "resnet"])
+@pytest.mark.parametrize("family", ["vit", "swin", "resnet_cifar"])
 @pytest.mark.parametrize(("engine", "precision"), LONG)
 def test_an_engine_that_compiles_gives_the_models_logits(engine: Engine, precision: Precision, family: str) -> None:
     assert_gives_the_models_logits(engine, precision, FAMILIES[family])
@@ -117,6 +117,24 @@ def test_a_packed_linear_layer_is_the_plain_one(shape: tuple[int, ...], bias: bo
     assert difference(packed(x), plain(x)) < 1e-6
     strided = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]
     assert difference(packed(strided), plain(strided)) < 1e-6
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("family", ["vit", "resnet_cifar"])
+def test_int8_leaves_what_meets_pixels_and_what_gives_logits(family: str) -> None:
+    if missing := openvino.INT8.missing():
+        pytest.skip(f"not installed: {', '.join(missing)}")
+    row = FAMILIES[family]
+    batch = images(2, row.side)
+    graph = openvino.imported("openvino").convert_model(toy(row), example_input=batch, input=[list(batch.shape)])
+    products = [
+        any(side.get_source_output().get_node().get_type_name() == "FakeQuantize" for side in operator.inputs())
+        for operator in openvino.quantised(graph, batch, 2).get_ordered_ops()
+        if operator.get_type_name() in ("Convolution", "MatMul")
+    ]
+    assert not products[0]
+    assert not products[-1]
+    assert sum(products) >= 0.5 * len(products)
 
 
 REPORTING = """

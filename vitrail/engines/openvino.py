@@ -40,10 +40,16 @@ def build(model: nn.Module, examples: Tensor, batch_size: int, precision: Precis
 
 
 def quantised(graph: Any, examples: Tensor, batch_size: int) -> Any:
-    """The graph with int8 matrix products, scaled by what `examples` (N, C, H, W) show."""
+    """The graph with int8 matrix products, scaled by what `examples` (N, C, H, W) show.
+
+    All but the first and the last: between pixels and logits these matter most, and they are little of the work.
+    """
     nncf = imported("nncf")
     batches = [one_batch(batch, batch_size).numpy() for batch in examples.split(batch_size)]
-    return nncf.quantize(graph, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER)
+    products = [op for op in graph.get_ordered_ops() if op.get_type_name() in ("Convolution", "MatMul")]
+    ends = {op.get_friendly_name() for op in (*products[:1], *products[-1:])}
+    fine = nncf.IgnoredScope(names=sorted(ends))
+    return nncf.quantize(graph, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, ignored_scope=fine)
 
 
 def write(model: nn.Module, images: Tensor, about: dict[str, str], path: Path, *, int8: bool) -> None:
