@@ -53,7 +53,7 @@ class Subject(NamedTuple):
 
 
 def prepared(subject: Subject) -> tuple[Any, Any, Any]:
-    """The model, 100 images it learned from, held-out images (None with random weights)."""
+    """The model, images it learned from, held-out images (None with random weights)."""
     import torch
 
     from vitrail import create_model, load
@@ -77,7 +77,7 @@ def tried(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, float]]:
     from vitrail.engines import optimize
     from vitrail.engines.choose import ENGINES
     from vitrail.engines.eager import build
-    from vitrail.engines.trial import in_batches
+    from vitrail.engines.trial import CALIBRATING, in_batches
 
     model, examples, held_out = prepared(subject)
     agreement = 0.99 if subject.run else 0.0
@@ -92,7 +92,7 @@ def tried(subject: Subject) -> tuple[list[dict[str, Any]], dict[str, float]]:
         trial = fastest(report, precision)
         engine = next(e for e in ENGINES if e.name == trial["engine"] and trial["precision"] in e.precisions)
         own = copy.deepcopy(model).requires_grad_(False)
-        forward = engine.build(own, examples, subject.batch, trial["precision"])
+        forward = engine.build(own, examples[:CALIBRATING], subject.batch, trial["precision"])
         shares[precision] = float((in_batches(forward, held_out, subject.batch).argmax(1) == classes).float().mean())
     return report, shares
 
@@ -108,12 +108,13 @@ def engine(subject: Subject, name: str, precision: Any) -> Callable[[], object]:
     """A contestant: our model as one engine runs it."""
     from vitrail.engines.choose import ENGINES
     from vitrail.engines.engine import one_batch
+    from vitrail.engines.trial import CALIBRATING
 
     model, examples, _ = prepared(subject)
     model.eval().requires_grad_(False)
     chosen = next(one for one in ENGINES if one.name == name and precision in one.precisions)
-    forward, images = chosen.build(model, examples, subject.batch, precision), one_batch(examples, subject.batch)
-    return turn(partial(forward, images))
+    forward = chosen.build(model, examples[:CALIBRATING], subject.batch, precision)
+    return turn(partial(forward, one_batch(examples, subject.batch)))
 
 
 def turn(work: Callable[[], object]) -> Callable[[], int]:

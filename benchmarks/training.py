@@ -169,7 +169,7 @@ def measure(row: Row, rounds: int) -> dict[str, str]:
     }
 
 
-def losses(steps: int = 60, part: int = 20) -> Iterator[dict[str, str]]:
+def losses(steps: int = 40, part: int = 10) -> Iterator[dict[str, str]]:
     """Mean losses of ViT-S and Swin-T along the same batches of photographs, from the same weights as timm's."""
     import torch
     from end_to_end import SETS, photographs
