@@ -170,7 +170,9 @@ MISTAKES = [
 
 
 def files(folder: Path) -> dict[Path, int]:
-    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """When each was last changed; what Python itself keeps of a module beside it is no matter."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.parent.name != "__pycache__")
+    return {path: path.stat().st_mtime_ns for path in found}
 
 
 def name_of(value: object) -> str:
