@@ -34,6 +34,8 @@ from side_by_side import Measured, contest, keep, ratio, table
 
 VIT, SWIN = "vit_small_patch16_224", "swin_tiny_patch4_window7_224"
 BATCH = 16
+STEPS, PART = 40, 10
+"""Of the losses: how many there are, and how many make one mean."""
 
 
 def step(
@@ -169,7 +171,7 @@ def measure(row: Row, rounds: int) -> dict[str, str]:
     }
 
 
-def losses(steps: int = 40, part: int = 10) -> Iterator[dict[str, str]]:
+def losses() -> Iterator[dict[str, str]]:
     """Mean losses of ViT-S and Swin-T along the same batches of photographs, from the same weights as timm's."""
     import torch
     from end_to_end import SETS, photographs
@@ -186,7 +188,7 @@ def losses(steps: int = 40, part: int = 10) -> Iterator[dict[str, str]]:
         transform = train_transform(Augment(), img_size=224, interpolation="bicubic", **colours)
         options: dict[str, Any] = {"seed": 0, "shuffle": True, "workers": 0, "num_classes": len(SETS)}
         loader = Loader(split, transform, batch_size=BATCH, drop_last=True, **options)
-        batches = [(batch.images.clone(), batch.labels) for batch in islice(loader.epoch(0), steps)]
+        batches = [(batch.images.clone(), batch.labels) for batch in islice(loader.epoch(0), STEPS)]
     for name, title in ((VIT, "ViT-S"), (SWIN, "Swin-T")):
         for who, precision, compiled in (
             ("timm", "fp32", False),
@@ -207,8 +209,8 @@ def losses(steps: int = 40, part: int = 10) -> Iterator[dict[str, str]]:
                 optimizer.zero_grad()
                 found.append(float(loss))
             row = {"model": title, "who": f"{who}, {precision}{', compiled' if compiled else ''}"}
-            for first in range(0, steps, part):
-                row[f"steps {first + 1} to {first + part}"] = f"{statistics.mean(found[first : first + part]):.4f}"
+            for first in range(0, STEPS, PART):
+                row[f"steps {first + 1} to {first + PART}"] = f"{statistics.mean(found[first : first + PART]):.4f}"
             yield row
 
 

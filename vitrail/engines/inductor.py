@@ -1,7 +1,7 @@
 """torch.compile with frozen weights: constants to the compiler, which reorders them for the machine's matrix units.
 
-Linear layers in float32 it hands to MKL, which uses half of the width of AMD's processors: there they are given to
-oneDNN instead, as the compiler itself does in bfloat16 and with convolutions.
+Linear layers in float32 it would hand to MKL, which uses half of the width of AMD's processors. They are given to
+oneDNN beforehand, as the compiler itself does in bfloat16 and with convolutions.
 """
 
 from __future__ import annotations
